@@ -43,7 +43,6 @@ from roost.scheduler.messages import (
     UNKNOWN,
     Connection,
     Kernel,
-    Owner,
     StartKernel,
     hide_output,
     read_context,
@@ -79,7 +78,6 @@ from .kernel_environment import (
     limit_gpus,
 )
 from .kernel_json import check_spec
-from .other_worlds import find_elsewhere
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 from .spark_mode import check_deploy_mode
 
@@ -345,7 +343,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits.unfollow()
         self._exits.follow(self.service)
         try:
-            kernel = await self._adopt(this_owner("", *describe_application(self.parent)))
+            kernel = await self.service.adopt(self._id, this_owner("", *describe_application(self.parent)))
         except UnknownKernel:
             self._exits.mark_unknown(self._exit)
             return
@@ -394,39 +392,11 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits.unfollow()
         self._has_lease = False
 
-    async def _adopt(self, owner: Owner, *, takes_away: bool = True) -> Kernel:
-        """Adopt the kernel from the scheduler of this world, or of another one. Raises `UnknownKernel`.
-
-        If `takes_away` is false, another application that holds the kernel and lives keeps it: `HeldElsewhere`. The
-        files of a server may name any kernel.
-        """
-        try:
-            return await self.service.adopt(self._id, owner, takes_away=takes_away)
-        except UnknownKernel:
-            other = None if self.service.is_elsewhere else await find_elsewhere(self.service, self._id)
-            if other is None:
-                raise
-        self._use(other)
-        return await other.adopt(self._id, owner, takes_away=takes_away)
-
-    async def _leave_world(self) -> None:
-        """End a kernel of another world for good, so that it can start again in this world."""
-        try:
-            await self.service.stop(self._id, grace_s=1.0).within(_NO_ANSWER_S)
-        except (RoostError, asyncio.TimeoutError) as problem:
-            self.log.debug("kernel=%s in its earlier world: %s", self._id, problem)
-        self._use(None)
-
-    def _use(self, client: Client | None) -> None:
-        """Follow the kernel through this client from now on, or through that of this world."""
-        self._exits.unfollow()
-        self._client = client
-        self._exits.follow(self.service)
-
     async def _find_adopted(self, start: StartKernel) -> Kernel:
         while True:
             try:
-                kernel = await self._adopt(start.owner, takes_away=False)
+                # The files of a server may name any kernel: one that another application holds stays there.
+                kernel = await self.service.adopt(self._id, start.owner, takes_away=False)
             except (BackendUnavailable, ConfigError) as problem:  # no service can start yet
                 self.log.warning("kernel=%s is out of reach: %s", self._id, problem)
             else:
@@ -470,8 +440,6 @@ class RoostProvisioner(KernelProvisionerBase):
 
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
         is_restart, is_local = self._has_lease, self._is_local
-        if is_restart and self.service.is_elsewhere:
-            await self._leave_world()
         options = self._options or self._read_options(env)
         self._cwd = choose_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
         start = StartKernel(

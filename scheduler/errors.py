@@ -16,8 +16,7 @@
     │   └── KernelDied           the kernel ended during its start, or while a program used it
     ├── ExecutionError           the code that a program let a kernel execute raised an error
     └── BackendUnavailable       the cluster, the service or an agent does not answer
-        ├── ManagerAway          a service cannot start, because its cluster does not answer
-        └── ServedElsewhere      a service does not start, because another one serves its cluster
+        └── ManagerAway          a service cannot start, because its cluster does not answer
 
 Each error has a one-line `user_message` that says what to do next, and `fields` of JSON values. Errors can be
 pickled. They cross the scheduler's socket by their class names (`to_remote`, `from_remote`).
@@ -129,10 +128,6 @@ class ManagerAway(BackendUnavailable):
 
     A client that has sent a start already goes on trying until the deadline of the start.
     """
-
-
-class ServedElsewhere(BackendUnavailable):
-    """A service does not start, because another service of the same user serves its cluster. Clients join that one."""
 
 
 def from_remote(error: RemoteError) -> RoostError:

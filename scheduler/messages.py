@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
 
-from roost.launchers.daemon.world import read_namespace as read_namespace
 from roost.launchers.protocol.execution import Execution
 from roost.launchers.protocol.kernel_message import MOST_ID_CHARACTERS as MOST_ID_CHARACTERS
 from roost.launchers.protocol.kernel_message import Header as Header
@@ -72,10 +71,8 @@ class ServiceFacts(TypedDict):
     """The name of the backend."""
     address: str
     """The address of the cluster, for people; empty if the cluster has none."""
-    network: str
-    """The network namespace of the service."""
-    config_path: list[str]
-    """The folders in which the service has looked for its settings."""
+    options: Mapping[str, Any]
+    """The options with which the service was started, by the client or command that has started it."""
     launch_timeout_s: float
     """How long a start may take that names no time."""
     node_start_timeout_s: float

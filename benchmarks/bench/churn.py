@@ -27,6 +27,7 @@ _QUIET_S = 10.0
 
 async def measure(report: Report, side: Side, *, for_s: float, at_once: int) -> None:
     """Start and stop kernels for `for_s`, `at_once` at the same time, and add the figures to the report."""
+    await side.take_turn()
     for _ in range(_WARM_UP):
         async with BenchKernel(side):
             pass

@@ -147,6 +147,7 @@ async def measure(
 
 async def check_packages(side: Side, packages: Sequence[str]) -> None:
     """Raise `ConfigError` if a kernel of this side cannot import one of the packages."""
+    await side.take_turn()
     async with BenchKernel(side) as kernel:
         for name in packages:
             try:

@@ -27,6 +27,7 @@ async def measure(report: Report, sides: Sequence[Side], *, rounds: int) -> None
     """Run all sides in turn, and add their figures to the report. Each round has kernels of its own."""
     by_name = {side.name: side for side in sides}
     for name, is_warm in take_turns("latency", list(by_name), rounds=rounds):
+        await by_name[name].take_turn()
         async with BenchKernel(by_name[name]) as kernel:
             took = {"execute": await _median(kernel)}
             took["complete, first"] = await kernel.complete()

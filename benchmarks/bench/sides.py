@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from roost.provisioners.request_options import split_pairs
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.cli.options import read_json
 from roost.scheduler.client.client import Client, connect, disconnect
+from roost.scheduler.client.service_restart import read_options, restart_service
 from roost.scheduler.errors import ConfigError
 
 from .world import PLAIN, ROOST, private_world, wait_until_forked, write_kernelspec
@@ -45,11 +47,23 @@ class Side:
         """Return the client of this side's scheduler. Only for sides of roost."""
         return connect(self.config["backend"], **self.options)
 
+    async def take_turn(self) -> None:
+        """Let the service have this side's settings: a cluster has one service. Nothing happens if it has them."""
+        if not self.is_roost:
+            return
+        client = self.connect()
+        folder = client.service_folder()
+        running = read_options(folder)
+        if running is not None and _leave_address_out(running) != _leave_address_out(client.options):
+            await asyncio.to_thread(restart_service, folder, client.backend, client.options)
+            await client.service()  # connects, so that no figure has that time
+
     async def warm_up(self) -> bool:
         """Start the agents of all nodes and a zygote. False if kernels are not forked. Only for sides of roost.
 
         Repeat this after the turn of another side, as other settings may have replaced the agents.
         """
+        await self.take_turn()
         await self.connect().up()
         if self.config.get("fork") is False or get_spec(self.config["backend"]).has_agent_per_kernel:
             return False
@@ -61,6 +75,10 @@ class Side:
         """Set up a client before it connects, as roost's own clients are set up."""
         if self.is_roost:
             set_up_sockets(client.context)
+
+
+def _leave_address_out(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "address"}
 
 
 def read_sides(

@@ -103,6 +103,7 @@ async def _run_life(report: Report, side: Side, restarts: bool) -> dict[str, flo
     A kernel that does not answer is counted, and both are run again.
     """
     while True:
+        await side.take_turn()
         await asyncio.sleep(REST_S)
         kernel, second = BenchKernel(side), BenchKernel(side)
         try:
@@ -145,6 +146,7 @@ async def run_at_once(report: Report, side: Side, count: int) -> AsyncIterator[f
     """Start this many kernels at once, and yield kernels per second. All of them are stopped at the end."""
     while True:
         await asyncio.sleep(REST_S)
+        await side.take_turn()
         kernels = [BenchKernel(side) for _ in range(count)]
         began = time.perf_counter()
         starts = {asyncio.create_task(kernel.start()) for kernel in kernels}

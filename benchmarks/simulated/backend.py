@@ -53,16 +53,12 @@ class SimulatedManager:
     holds_claims = True
     claim_name = "claim"
     other_holders = ""
-    cluster_id = ""
 
     def __init__(self, socket: str) -> None:
         self.membership: Membership[SimulatedNode] = Membership(self.name, join=self._join, fetch=self._fetch)
         self._client = RpcClient(socket, on_event=lambda event: self._relay.receive(event))
         self._relay = Relay(self._client)
         self._nodes: list[SimulatedNode] = []
-
-    def places(self) -> Sequence[str]:
-        return ()
 
     async def close(self) -> None:
         await self._client.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roost.launchers.daemon.world import (
+    CAP_SYS_NICE,
     CAP_SYS_RESOURCE,
     is_privileged,
     may_set_groups,
@@ -30,6 +31,7 @@ _IOPRIO_CALLS = {"x86_64": (251, 252), "aarch64": (30, 31)}
 """The numbers of the system calls ioprio_set and ioprio_get, by machine. Source: asm/unistd.h."""
 _MOST_CPUS = 8_192
 """The most CPUs that Linux supports (NR_CPUS). A process that asks for all of them gets those that it may use."""
+_OWN_AGENT = "set ROOST_SERVICE_NAME to a name for this application, which then has an agent of its own"
 _OF_PROCESS = 1  # IOPRIO_WHO_PROCESS, from linux/ioprio.h
 _RESETS_ON_FORK = 0x40000000  # SCHED_RESET_ON_FORK, from linux/sched.h
 
@@ -75,14 +77,21 @@ def read_context() -> ProcessContext:
 
 def find_obstacle(context: ProcessContext) -> str:
     """Return why this process cannot start a kernel with this context, as a clause; empty if it can."""
+    status = read_status(Path("/proc/self"))
     for name, (_, hard) in context.limits.items():
         own = resource.getrlimit(_LIMITS[name])[1] if name in _LIMITS else hard
         is_raised = own != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > own)
-        if is_raised and not is_privileged(CAP_SYS_RESOURCE, read_status(Path("/proc/self"))):
-            return (
-                f"its hard limit RLIMIT_{name} would be {_say(hard)}, but roost's agent has {_say(own)} and may not "
-                "raise it: stop the agent's kernels, so that the application's next kernel starts another agent"
-            )
+        if is_raised and not is_privileged(CAP_SYS_RESOURCE, status):
+            what = f"its hard limit RLIMIT_{name} would be {_say(hard)}, but roost's agent has {_say(own)}"
+            return f"{what} and may not raise it: {_OWN_AGENT}"
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if (
+        context.niceness is not None
+        and context.niceness < niceness
+        and not is_privileged(CAP_SYS_NICE, status)
+    ):
+        what = f"its niceness would be {context.niceness}, but roost's agent has {niceness}"
+        return f"{what} and may not lower it: {_OWN_AGENT}"
     return ""
 
 

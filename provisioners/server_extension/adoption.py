@@ -20,6 +20,7 @@ from traitlets.config import Config
 from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.client.client import Client, KernelList
+from roost.scheduler.client.service_folder import NAME_VARIABLE
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 
@@ -110,9 +111,7 @@ class KernelFinder:
         services: dict[Client, list[str]] = {}
         for name in names:
             try:
-                own = self._connect(name)
-                for each in (own, *own.find_elsewhere()):
-                    services.setdefault(each, []).append(name)
+                services.setdefault(self._connect(name), []).append(name)
             except Exception as problem:  # noqa: BLE001 - the kernels of other kernelspecs are adopted
                 self._log.warning("roost: kernels of %s are not adopted: %s", name, problem)
         found = await asyncio.gather(*(self._ask(each, given) for each, given in services.items()))
@@ -142,8 +141,8 @@ class KernelFinder:
         """
         remembered = {
             kernel_id: facts
-            for kernel_id, facts in self._state.kernels.items()
-            if facts.get("name") in names and not client.is_elsewhere
+            for kernel_id, facts in list(self._state.kernels.items())
+            if facts.get("name") in names and not self._is_elsewhere(client, kernel_id, facts)
         }
         # The folder of the sockets of a server in a container is empty after its restart, so a scheduler is started.
         is_container = bool(os.environ.get("JUPYTERHUB_SERVICE_PREFIX"))
@@ -159,6 +158,19 @@ class KernelFinder:
             facts = remembered.get(kernel_id, {})
             found.append(_describe(kernel_id, own.get(kernel_id), facts, names))
         return found
+
+    def _is_elsewhere(self, client: Client, kernel_id: str, facts: Mapping[str, str]) -> bool:
+        """True if the kernel is in another world of this user. The log then says so once, and how to end it."""
+        world = facts.get("world", "")
+        if not (client.world and world) or world == client.world:
+            return False
+        self._log.warning(
+            "roost: kernel %s is not adopted: it is in another world of yours, such as a batch job. "
+            "`%s=%s roost stop %s` ends it.",
+            *(kernel_id, NAME_VARIABLE, world, kernel_id),
+        )
+        self._state.forget(kernel_id)
+        return True
 
 
 def _say_what_is_missing(kernels: KernelList) -> str:

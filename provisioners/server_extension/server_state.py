@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roost.scheduler.client.service_folder import find_world
 from roost.scheduler.client.state_folder import (
     UnfitFile,
     open_checked,
@@ -57,6 +58,7 @@ class ServerState:
         self.name = name
         self._waits = waits
         self.problem = ""
+        self._world = ""
         self._lock: int | None = None
         self._kernels: dict[str, dict[str, str]] = {}
         self._held: dict[str, list[dict[str, Any]]] = {}
@@ -72,6 +74,7 @@ class ServerState:
             self.problem = f"nothing can be kept on disk ({problem})"
 
     def _open(self) -> None:
+        self._world = find_world()
         self.folder = state_folder("servers", hashlib.sha256(self.name.encode()).hexdigest()[:16])
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -109,7 +112,7 @@ class ServerState:
 
     @property
     def kernels(self) -> Mapping[str, Mapping[str, str]]:
-        """The facts about kernels, by id: `name`, `cwd` and `session`."""
+        """The facts about kernels, by id: `name`, `cwd`, `session`, and the `world` of the server that had it."""
         return self._kernels
 
     @property
@@ -121,7 +124,7 @@ class ServerState:
 
         If this fails, the next server lists the kernel only when its scheduler answers.
         """
-        self._kernels[kernel_id] = facts
+        self._kernels[kernel_id] = {**facts, "world": self._world}
         self._write("kernels.json", self._kernels)
 
     def forget(self, kernel_id: str) -> None:

@@ -98,11 +98,6 @@ class Backend(ABC):
     name: str
     address: str = ""
     """The cluster's address, for people. Empty if it is not known yet, or if there is nothing to show."""
-    cluster_id: str = ""
-    """The cluster's own identity, as it was joined last; empty if the cluster has none.
-
-    A user's services for one cluster are found by it, however the cluster was named.
-    """
     adds_nodes: bool = False
     """True if the manager has a queue of its own, which keeps claims that no node can take now.
 
@@ -148,14 +143,6 @@ class Backend(ABC):
     def why_no_new_node(self, request: Request) -> str:
         """Return why the manager cannot be asked for a new node for this request, as a clause; empty if it can."""
         return ""
-
-    def places(self) -> Sequence[str]:
-        """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.
-
-        Before `open`, they are those of the settings, found without a question to the cluster. Blocks for milliseconds.
-        Raises `ConfigError` for an impossible address.
-        """
-        return (self.address,)
 
     @abstractmethod
     async def open(self) -> None:
@@ -245,11 +232,10 @@ class Backend(ABC):
         """
         return
 
-    def note_caller(self, variables: Mapping[str, str]) -> None:
-        """Note the values that a client has for the `caller_variables` of the `BackendSpec`. Empty: it has none.
+    def note_caller(self) -> None:
+        """Note that a client has connected, or is about to start a kernel: a person may have mended a problem.
 
-        Called for each connection of a client, and before each start, maybe during `open`. Clients are processes of the
-        service's own user. The values are secrets: write them into no log, command line, file or kernel's environment.
+        May be called during `open`.
         """
         return
 

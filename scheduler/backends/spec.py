@@ -118,10 +118,12 @@ class BackendSpec:
 
     A backend without that setting has none.
     """
-    address_may_be_url: bool = True
-    """False if an address with `://` never names the cluster.
+    cluster: str = ""
+    """A function as `module:function`, which gets the settings and returns the address of the cluster that they name.
 
-    A client with such an address is led to no service that runs. The service that it starts refuses the address.
+    Each client calls it to find the service of the cluster: all names of one cluster should give the same text. It asks
+    this machine alone, blocks for milliseconds, and imports no cluster library. It raises `ConfigError` or
+    `BackendUnavailable` if the settings name no cluster. Empty: the option `address` and the variable alone count.
     """
     runs_on_this_machine: bool = False
     """True if kernels share the application's files, network interfaces and Python.
@@ -151,11 +153,6 @@ class BackendSpec:
     """The modules of other packages that the backend imports. If one is missing, `roost doctor` and each start say so.
 
     roost's extra of the backend's name installs them.
-    """
-    caller_variables: tuple[str, ...] = ()
-    """The environment variables that each client sends when it connects, and again with each start.
-
-    The service outlives the first caller, whose environment it has. `Backend.note_caller` gets the values.
     """
     requires_encryption: bool = False
     """True if a kernel that cannot encrypt its channels is refused, whatever its kernelspec wishes."""

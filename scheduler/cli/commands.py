@@ -156,8 +156,6 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     up = _add_command(commands, "up", "nodes:start_agents", what)
     what = "end the service and start the next one, which reads the settings again; kernels live on"
     restart = _add_command(commands, "restart-service", "services:restart", what)
-    what = "with the environment, the Python and the options of this command, not with those of the service"
-    restart.add_argument("--here", action="store_true", help=what)
     for parser in (nodes, explain, kernels, top, events, logs, output, stop, drain, up, restart):
         add_scheduler(parser)
     add_request(explain)

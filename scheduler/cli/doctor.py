@@ -14,15 +14,12 @@ from roost.placement.model.visible_gpus import describe_visible_gpus
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import ANSWER_S, wait_for
-from roost.scheduler.client.client import Client
-from roost.scheduler.client.settings_path import find_other_path
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
 from . import machine
 from .nodes import describe_cluster
 from .options import advise, connect_scheduler, print_answer, scheduler_options
-from .services import find_twins
 from .tables import build_table, open_console, print_table
 
 _STYLES = {
@@ -60,16 +57,8 @@ def diagnose(arguments: argparse.Namespace) -> int:
             reported = _show_plans(reported)
         findings += reported
         findings.append({"level": "ok", "what": f"the service is for {describe_cluster(service)}", "do": ""})
-        findings += [
-            {"level": "ok", "what": f"the scheduler of another world ({each.world}) runs", "do": ""}
-            for each in client.find_elsewhere()
-        ]
-        findings += find_twins(client)
-        findings += find_other_path(service, arguments.backend, scheduler_options(arguments))
         if broken := _find_broken_settings(arguments):
             findings = [_put_off_restart(each) for each in findings] + broken
-        else:
-            findings += _find_refused_restart(client, reported)
     except (RoostError, DaemonError) as error:
         silent = (arguments.backend, advise(arguments).options)
         do = "fix this first: the other checks need the scheduler"
@@ -110,17 +99,6 @@ def _put_off_restart(finding: Finding) -> Finding:
     do = finding.get("do", "")
     first = f"{do}; correct the settings first, or the restart is refused"
     return {**finding, "do": first} if "restart-service" in do else finding
-
-
-def _find_refused_restart(client: Client, reported: Sequence[Finding]) -> list[Finding]:
-    """Return a finding if a restart, which other findings advise, would be refused."""
-    from roost.scheduler.client.service_restart import find_refusal
-
-    if not any("restart-service" in str(each.get("do")) for each in reported):
-        return []
-    refusal = find_refusal(client.service_folder(), client.backend, client.options)
-    do = "correct this before the restart, which is refused until then"
-    return [{"level": "error", "what": refusal.rstrip("."), "do": do}] if refusal else []
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:

@@ -22,7 +22,7 @@ from roost.scheduler.messages import Kernel
 
 from .clean_text import clean
 from .kernels import find_kernels
-from .options import connect_scheduler, connect_worlds, print_answer, request_config, scheduler_options
+from .options import connect_scheduler, print_answer, request_config, scheduler_options
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
 _SHOWN_NODES = 10
@@ -53,7 +53,8 @@ def _explain_kernel(arguments: argparse.Namespace) -> int:
     given = [name for name, value in request_config(arguments).items() if value]
     if given or arguments.snapshot:
         raise ConfigError("Give a kernel, or the options of a request: a kernel's request is known already.")
-    client, kernel = find_kernels(connect_worlds(arguments), [arguments.kernel])[0]
+    client = connect_scheduler(arguments)
+    (kernel,) = find_kernels(client, [arguments.kernel])
     kernel = wait_for(client.kernel(kernel.id))
     start = {"how": kernel.how, "why_not_forked": kernel.why_not_forked}
     decision, verb = kernel.decision, "went" if kernel.process else "will go"

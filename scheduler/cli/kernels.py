@@ -19,33 +19,37 @@ from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.running_services import find_services
+from roost.scheduler.client.service_folder import NAME_VARIABLE
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError, RoostError, UnknownKernel
 from roost.scheduler.messages import Kernel
 
 from .clean_text import clean, clean_but_colours
-from .options import connect_worlds, print_answer
+from .options import connect_scheduler, print_answer
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
 _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red", "unknown": "red"}
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    clients = connect_worlds(arguments)
-    found = read_worlds(clients, with_use=not arguments.pending)
-    listed = [each for each in found if not arguments.pending or each[1].state == "queued"]
-    worlds = {kernel.id: client.world for client, kernel in listed if client.is_elsewhere}
-    kernels = [kernel for _, kernel in listed]
+    client = connect_scheduler(arguments)
+    found = wait_for(client.kernels(with_use=not arguments.pending))
+    kernels = [kernel for kernel in found if not arguments.pending or kernel.state == "queued"]
     document = {"kernels": [_to_document(kernel) for kernel in kernels]}
 
     def show() -> None:
-        _show(kernels, worlds, is_queue=arguments.pending)
-        if not found and (others := _find_other_backends(clients)):
+        _show(kernels, is_queue=arguments.pending)
+        if not found and (others := _find_other_backends(client)):
             print(f"Services of other clusters run too: give --backend {' or '.join(others)}.")
-        if not found and (count := _count_elsewhere(clients[0])):
+        for world in client.find_worlds():
+            print(
+                f"Kernels of another world are not listed: `{NAME_VARIABLE}={world} roost kernels` lists them."
+            )
+        if not found and (count := _count_elsewhere(client)):
             are = "kernel of yours was" if count == 1 else "kernels of yours were"
             print(
-                f"{count} {are} started on this cluster by other services: with other options, or on another machine."
+                f"{count} {are} started on this cluster by other services: on another machine, or for another "
+                "spelling of its address."
             )
 
     return print_answer(arguments, document, show)
@@ -57,26 +61,6 @@ def _count_elsewhere(client: Client) -> int:
         return wait_for(client.count_elsewhere())
     except RoostError:
         return 0
-
-
-def read_worlds(clients: Sequence[Client], *, with_use: bool = False) -> list[tuple[Client, Kernel]]:
-    """Return all kernels, each with the client of its scheduler. The first client is that of this world.
-
-    A scheduler of another world that does not answer gets a line on standard error.
-    """
-    calls = [(client, client.kernels(with_use=with_use)) for client in clients]
-    found = []
-    for client, call in calls:
-        try:
-            found += [(client, kernel) for kernel in wait_for(call)]
-        except RoostError as problem:
-            if not client.is_elsewhere:
-                raise
-            print(
-                f"roost: kernels of another world are not listed: {clean(problem.user_message)}",
-                file=sys.stderr,
-            )
-    return found
 
 
 def _to_document(kernel: Kernel) -> dict[str, Any]:
@@ -100,10 +84,9 @@ def find_connection_file(kernel_id: str) -> str:
 
 def print_log(arguments: argparse.Namespace) -> int:
     tail_bytes = parse_bytes(arguments.tail)
-    clients = connect_worlds(arguments)
-    client = clients[0]
+    client = connect_scheduler(arguments)
     try:
-        client, kernel = find_kernels(clients, [arguments.kernel])[0]
+        (kernel,) = find_kernels(client, [arguments.kernel])
     except UnknownKernel:
         kernel = wait_for(client.kernel(arguments.kernel))  # the service remembers ended kernels for a while
     text = wait_for(client.logs(kernel.id, tail_bytes=tail_bytes))
@@ -123,20 +106,20 @@ def stop(arguments: argparse.Namespace) -> int:
         if arguments.kernels or arguments.server:
             raise ConfigError("--user stops all kernels of a user: name no others.")
         return stop_user(arguments)
-    clients = connect_worlds(arguments)
+    client = connect_scheduler(arguments)
     if not arguments.kernels and not arguments.server:
         raise ConfigError(
             "Which kernels? Give the beginning of an id, or --server: `roost kernels` lists them."
         )
     try:
-        kernels = find_kernels(clients, arguments.kernels)
+        kernels = find_kernels(client, arguments.kernels)
     except (UnknownKernel, ConfigError) as problem:
         if len(arguments.kernels) > 1:
             raise type(problem)(f"{problem.user_message} No kernel was stopped.", **problem.fields) from None
         raise
     if arguments.server:
-        kernels += _find_kernels_of(clients, arguments.server)
-    calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for client, kernel in kernels}
+        kernels += _find_kernels_of(client, arguments.server)
+    calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for kernel in kernels}
     outcomes = []
     for kernel_id, call in calls.items():
         try:
@@ -156,49 +139,46 @@ def _describe_end(ended: Kernel) -> str:
     return "removed while it was starting" if ended.lease_id else "removed from the queue"
 
 
-def find_kernels(clients: Sequence[Client], prefixes: Sequence[str]) -> list[tuple[Client, Kernel]]:
+def find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
     """Return the kernels whose ids begin with the `prefixes`: one kernel for each prefix, and none twice.
-
-    Each comes with the client of its scheduler.
 
     Raises `UnknownKernel` if a prefix has no kernel, and `ConfigError` if it has several.
     """
-    known = read_worlds(clients)
+    known = wait_for(client.kernels())
     found = {}
     for prefix in prefixes:
-        matches = [each for each in known if prefix and each[1].id.startswith(prefix)]
-        matches = [each for each in matches if each[1].id == prefix] or matches
+        matches = [each for each in known if prefix and each.id.startswith(prefix)]
+        matches = [each for each in matches if each.id == prefix] or matches
         if not matches:
-            raise UnknownKernel(_describe_missing(clients, prefix), kernel=prefix)
+            raise UnknownKernel(_describe_missing(client, prefix), kernel=prefix)
         if len(matches) > 1:
-            ids = ", ".join(kernel.id for _, kernel in matches[:4])
+            ids = ", ".join(kernel.id for kernel in matches[:4])
             raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
-        found[matches[0][1].id] = matches[0]
+        found[matches[0].id] = matches[0]
     return list(found.values())
 
 
-def _describe_missing(clients: Sequence[Client], prefix: str) -> str:
+def _describe_missing(client: Client, prefix: str) -> str:
     """Return the sentence that no kernel has such an id. It names the other backends whose services run here."""
-    others = _find_other_backends(clients)
+    others = _find_other_backends(client)
     elsewhere = f", and those of other clusters with --backend {' or '.join(others)}" if others else ""
     return f"There is no kernel {prefix!r}: `roost kernels` lists them{elsewhere}."
 
 
-def _find_other_backends(clients: Sequence[Client]) -> list[str]:
+def _find_other_backends(client: Client) -> list[str]:
     """Return the other backends whose services run here."""
-    return sorted({each.backend for each in find_services()} - {client.backend for client in clients})
+    return sorted({each.backend for each in find_services()} - {client.backend})
 
 
-def _find_kernels_of(clients: Sequence[Client], server: str) -> list[tuple[Client, Kernel]]:
+def _find_kernels_of(client: Client, server: str) -> list[Kernel]:
     """Return the kernels of a Jupyter Server by its name; raises `UnknownKernel`."""
-    kernels = [each for each in read_worlds(clients) if each[1].owner.server == server]
+    kernels = [kernel for kernel in wait_for(client.kernels()) if kernel.owner.server == server]
     if not kernels:
         raise UnknownKernel(f"No kernel here belongs to a Jupyter Server named {server!r}.", server=server)
     return kernels
 
 
-def _show(kernels: Sequence[Kernel], worlds: Mapping[str, str], *, is_queue: bool) -> None:
-    """Print a table of kernels. `worlds` has the world of each kernel that is not of this one."""
+def _show(kernels: Sequence[Kernel], *, is_queue: bool) -> None:
     out = open_console()
     if not kernels:
         out.print("No kernel is queued." if is_queue else "There are no kernels.")
@@ -211,8 +191,6 @@ def _show(kernels: Sequence[Kernel], worlds: Mapping[str, str], *, is_queue: boo
                 f"its slice of {kernel.node_id} is being claimed" if kernel.node_id else "no reason known"
             )
             out.print(f"{short[kernel.id]} is pending: {clean(kernel.waits_for) or claimed}")
-    for kernel_id, world in worlds.items():
-        out.print(f"{short[kernel_id]} is in another world: {world}")
 
 
 def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:

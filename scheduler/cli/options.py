@@ -130,12 +130,6 @@ def connect_scheduler(arguments: argparse.Namespace) -> Client:
     return roost.connect(arguments.backend, **scheduler_options(arguments))
 
 
-def connect_worlds(arguments: argparse.Namespace) -> list[Client]:
-    """Return the client of `connect_scheduler`, and those of the schedulers that run in other worlds of this user."""
-    own = connect_scheduler(arguments)
-    return [own, *own.find_elsewhere()]
-
-
 def scheduler_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the given `--backend-option` values; raises `ConfigError`."""
     if not arguments.backend_option:

@@ -12,13 +12,14 @@ from roost.provisioners.journal_reader import CellRun, read_runs
 
 from .clean_text import clean, clean_but_colours
 from .kernels import find_kernels
-from .options import connect_worlds, print_answer
+from .options import connect_scheduler, print_answer
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def print_output(arguments: argparse.Namespace) -> int:
-    ((client, kernel),) = find_kernels(connect_worlds(arguments), [arguments.kernel])
+    client = connect_scheduler(arguments)
+    (kernel,) = find_kernels(client, [arguments.kernel])
     runs = asyncio.run(read_runs(client, kernel.id))
     return print_answer(
         arguments, {"kernel": kernel.id, "cells": [*map(_to_json, runs)]}, lambda: _show(runs)

@@ -13,10 +13,10 @@ from rich.text import Text
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement.model.format import format_amount, format_bytes
 from roost.placement.model.json_codec import encode
+from roost.scheduler.client.call import wait_for
 from roost.scheduler.messages import Kernel
 
-from .kernels import read_worlds
-from .options import connect_worlds, print_answer
+from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table, shorten_ids
 
 _WIDE = 100
@@ -43,8 +43,8 @@ def show_top(arguments: argparse.Namespace) -> int:
 
 
 def _read(arguments: argparse.Namespace) -> list[Kernel]:
-    found = read_worlds(connect_worlds(arguments), with_use=True)
-    return [kernel for _, kernel in found if kernel.state == "running"]
+    found = wait_for(connect_scheduler(arguments).kernels(with_use=True))
+    return [kernel for kernel in found if kernel.state == "running"]
 
 
 def build_top(kernels: Sequence[Kernel], width: int) -> Table:

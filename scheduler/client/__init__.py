@@ -7,12 +7,9 @@
     client.py                `connect` and `Client`: all calls, from any thread or event loop
     call.py                  one call that is under way
     service_connection.py    finds or starts the service, and connects again after a loss
-    service_folder.py        the folder of a service, and the command that starts it
-    cluster_record.py        the cluster of each folder, by which all names of a cluster lead to one service
+    service_folder.py        the folder of a cluster's service, by the cluster's address, and the command that starts it
     service_restart.py       ends a service and starts the next one, for `roost restart-service`
-    settings_path.py         where a service reads its settings, compared with another process
     this_owner.py            this process as an owner of kernels
-    caller_variables.py      variables of this process that a backend wants of its latest caller
     running_services.py      the services that run, found without starting one
     service_checks.py        whether the scheduler or its cluster would refuse a policy or a request
     advice.py                completes the `roost` commands in texts, so that they work as typed

@@ -57,10 +57,9 @@ from roost.scheduler.policies.pickling import PYTHON, pack_policy
 
 from .advice import Advice
 from .call import Call
-from .caller_variables import send_caller
 from .running_services import read_kernels
 from .service_connection import RETRY_S, ServiceConnection, no_answer
-from .service_folder import PROTOCOL, find_service_world, other_worlds, with_address
+from .service_folder import NAME_VARIABLE, PROTOCOL, find_worlds, with_address
 from .this_owner import this_owner
 
 __all__ = ["Call", "Client", "KernelList", "connect", "user_folder"]
@@ -97,23 +96,11 @@ class Client:
     in time.
     """
 
-    def __init__(
-        self,
-        backend: str = DEFAULT_BACKEND,
-        options: Mapping[str, Any] | None = None,
-        *,
-        world: str | None = None,
-    ) -> None:
-        """Make a client of the service in this process's world, or in another `world` of this user's."""
+    def __init__(self, backend: str = DEFAULT_BACKEND, options: Mapping[str, Any] | None = None) -> None:
         self.backend = backend
         self.options = dict(options or {})
         self.advice = Advice(backend, self.options)
         """Completes the commands in texts about this scheduler. The texts of all answers are complete."""
-        own = find_service_world(backend)
-        self.world = own if world is None else world
-        """The world of the service (`daemon/world.py`); empty if the service serves all worlds."""
-        self.is_elsewhere = self.world != own
-        """True if the service is of another world. It is never started from here."""
         self._listeners: dict[str, list[Callable[[Event], None]]] = {}
         """The listeners by the kernel id that they were registered for; the empty id means all kernels."""
         self._policies: dict[str, Mapping[str, Any]] = {}
@@ -320,14 +307,17 @@ class Client:
         return read_announcement(self._connection.folder) is not None
 
     def service_folder(self) -> Path:
-        """Return the folder of the service, which may not run. Blocks for half a second at most."""
+        """Return the folder of the service, which may not run. Blocks for milliseconds."""
         return self._connection.folder
 
-    def find_elsewhere(self) -> list[Client]:
-        """Return clients of the services that run for the same backend and options in other worlds of this user."""
-        worlds = other_worlds(self.backend, self.options, self.world)
-        found = [_connect(self.backend, self.options, world) for world in worlds]
-        return [each for each in found if each.is_running()]
+    @property
+    def world(self) -> str:
+        """The world of the service (`daemon/world.py`), or the name in its place; empty for a cluster's."""
+        return self.service_folder().name.partition(".")[2]
+
+    def find_worlds(self) -> list[str]:
+        """Return the other worlds of this user in which a service of this backend runs."""
+        return find_worlds(self.service_folder())
 
     def close(self) -> None:
         """Remove the listeners and close the connection. The next call connects again.
@@ -354,8 +344,6 @@ class Client:
         self._connection = ServiceConnection(
             self.backend,
             self.options,
-            world=self.world,
-            is_elsewhere=self.is_elsewhere,
             on_event=self._on_event,
             on_rejoined=lambda: self._notify(Event(kind="resync", at=time.time(), detail=_MISSED)),
             is_wanted=lambda: bool(self._listeners),
@@ -467,9 +455,6 @@ class Client:
                 deadline_s += self._connection.node_start_timeout_s
             try:
                 await self._send_policy(connection, arguments.get("request"), deadline)
-                if op == "start":
-                    rest_s = max(0.01, deadline - time.monotonic())
-                    await send_caller(connection, self.backend, timeout_s=rest_s)
                 return await connection.call(op, arguments, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
                 raise from_remote(problem) from None
@@ -566,20 +551,17 @@ def _to_nothing(_: object) -> None:
 def connect(backend: str = DEFAULT_BACKEND, **options: Any) -> Client:
     """Return this process's client for `backend`. Its first call connects to the service, or starts it.
 
-    `options` are settings of the service (for `local`: `cpus`, `memory`, `gpus`, `gpu_model`, `config_file`).
-    Different options or a different `address` select a different service. An environment variable such as
-    `RAY_ADDRESS` can give the address. The same arguments return the same client. Raises `ConfigError` for an
-    unknown backend.
+    `options` are settings of the service (for `local`: `cpus`, `memory`, `gpus`, `gpu_model`, `config_file`). An
+    `address` selects the cluster, and each cluster has one service. An environment variable such as `RAY_ADDRESS` can
+    give the address. The same arguments return the same client. Raises `ConfigError` for an unknown backend. The calls
+    raise it if the service was started with other options.
     """
-    return _connect(backend, with_address(backend, options), find_service_world(backend))
-
-
-def _connect(backend: str, options: Mapping[str, Any], world: str) -> Client:
-    given = json.dumps(options, sort_keys=True, default=str)
-    key = backend, given, os.environ.get("ROOST_RUNTIME_DIR", ""), world
+    given = with_address(backend, options)
+    variables = (os.environ.get(name, "") for name in ("ROOST_RUNTIME_DIR", NAME_VARIABLE))
+    key = backend, json.dumps(given, sort_keys=True, default=str), *variables
     with _clients_lock:
         if key not in _clients:
-            _clients[key] = Client(backend, options, world=world)
+            _clients[key] = Client(backend, given)
         return _clients[key]
 
 
@@ -597,7 +579,7 @@ def disconnect() -> None:
         client.close()
 
 
-_clients: dict[tuple[str, str, str, str], Client] = {}
+_clients: dict[tuple[str, ...], Client] = {}
 _clients_lock = threading.Lock()
 _of_parent: list[object] = []
 """Loops and connections of the parent of a fork. They are never closed, because that would disturb the parent."""

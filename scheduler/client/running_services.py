@@ -30,6 +30,8 @@ class RunningService:
     pid: int
     backend: str
     address: str
+    is_named: bool = False
+    """True if an option or a variable has named the cluster."""
 
 
 def find_services() -> list[RunningService]:
@@ -41,7 +43,9 @@ def find_services() -> list[RunningService]:
             continue
         facts = {name: report.get(name, "") for name in ("backend", "address")}
         if all(isinstance(fact, str) for fact in facts.values()):  # else another program has written it
-            found.append(RunningService(folder=folder, pid=report["pid"], **facts))
+            options = report.get("options")
+            is_named = isinstance(options, dict) and "address" in options
+            found.append(RunningService(folder=folder, pid=report["pid"], is_named=is_named, **facts))
     return found
 
 

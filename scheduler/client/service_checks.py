@@ -85,9 +85,7 @@ def check_packages(backend: str, options: Mapping[str, Any]) -> None:
 
 def is_same_service(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> bool:
     """True if both pairs of a backend and options select the same scheduler service."""
-    if one[0] != other[0]:
-        return False
-    return service_folder(one[0], with_address(*one)) == service_folder(other[0], with_address(*other))
+    return one[0] == other[0] and service_folder(*one) == service_folder(*other)
 
 
 def find_outlook(
@@ -214,4 +212,4 @@ def _asks_for_nothing(request: Request) -> bool:
 
 
 def _has_service(backend: str, options: Mapping[str, Any]) -> bool:
-    return read_announcement(service_folder(backend, with_address(backend, options))) is not None
+    return read_announcement(service_folder(backend, options)) is not None

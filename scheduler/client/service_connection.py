@@ -21,7 +21,6 @@ from roost.launchers.daemon.daemon import (
 )
 from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
-from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.messages import PROTOCOL as AGENT_PROTOCOL
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -31,15 +30,18 @@ from roost.scheduler.errors import (
     ConfigError,
     ManagerAway,
     RoostError,
-    ServedElsewhere,
-    UnknownKernel,
     from_remote,
 )
 from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
-from .caller_variables import send_caller
-from .cluster_record import read_referral
-from .service_folder import PROTOCOL, PYTHON_VARIABLE, service_command, service_folder
+from .advice import write_command
+from .service_folder import (
+    PROTOCOL,
+    PYTHON_VARIABLE,
+    find_other_options,
+    service_command,
+    service_folder,
+)
 from .this_owner import this_owner
 
 log = logging.getLogger(__name__)
@@ -53,8 +55,6 @@ _REJOIN_S = (0.3, 30.0)
 
 The pauses are long, so that an application with a call starts the next service first.
 """
-_MOST_REFERRALS = 4
-"""At most this many services refer to another one in a row. Each has found the next one running, or its record."""
 _LOOK_S = 1.0
 """How often a long pause looks whether that has happened."""
 
@@ -77,8 +77,7 @@ class ServiceConnection:
     """A connection to one service, used on one event loop.
 
     `on_rejoined` is called after each new connection but the first: events may have been missed before. While
-    `is_wanted()` is true, a lost connection is made again without a call. A service of another world
-    (`is_elsewhere`) is neither started nor replaced, because its agent would be started in this world.
+    `is_wanted()` is true, a lost connection is made again without a call.
     """
 
     def __init__(
@@ -86,16 +85,12 @@ class ServiceConnection:
         backend: str,
         options: Mapping[str, Any],
         *,
-        world: str,
-        is_elsewhere: bool,
         on_event: Callable[[Mapping[str, Any]], None],
         on_rejoined: Callable[[], None],
         is_wanted: Callable[[], bool],
     ) -> None:
         self._backend = backend
         self._options = options
-        self._world = world
-        self._is_elsewhere = is_elsewhere
         self._on_event = on_event
         self._on_rejoined = on_rejoined
         self._is_wanted = is_wanted
@@ -124,10 +119,10 @@ class ServiceConnection:
 
     @property
     def folder(self) -> Path:
-        """The folder of the service. It may not exist. Blocks for half a second at most."""
+        """The folder of the service. It may not exist. Blocks for milliseconds."""
         if self._folder is not None and self._folder.parent == runtime_dir():
             return self._folder
-        return service_folder(self._backend, self._options, self._world)
+        return service_folder(self._backend, self._options)
 
     async def _join(self) -> RpcClient:
         """Connect and subscribe. Start the service if none runs; replace it if it is older than this client."""
@@ -157,7 +152,6 @@ class ServiceConnection:
         try:
             if await self._is_current(connection):
                 await connection.call("subscribe", {"owner": this_owner()}, timeout_s=_GREETING_S)
-                await send_caller(connection, self._backend, timeout_s=_GREETING_S)
                 return connection
         except BaseException:
             await connection.close()
@@ -169,9 +163,8 @@ class ServiceConnection:
         """Return the endpoint of the running service, and start one if needed. Blocks."""
         try:
             folder = self.folder
-            if self._is_elsewhere:
-                return self._find_elsewhere(folder)
-            folder = self._start_service(folder)
+            argv, env = service_command(self._backend, folder, self._options)
+            ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
             self._folder = folder
         except (FolderError, NotPrivate) as problem:
             raise ConfigError(f"{problem}.") from None
@@ -188,37 +181,6 @@ class ServiceConnection:
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}{remedy}") from None
         return f"ipc://{folder}/socket"
 
-    def _start_service(self, folder: Path) -> Path:
-        """Start the service of this folder, unless it runs. Return the folder of the service that serves the cluster.
-
-        A service that finds its cluster served already refers to that service, which may have ended meanwhile.
-        """
-        for _ in range(_MOST_REFERRALS):
-            argv, env = service_command(self._backend, folder, self._options)
-            try:
-                ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
-            except DaemonError as problem:
-                target = read_referral(folder) if problem.kind == ServedElsewhere.__name__ else None
-                if target is None:
-                    raise
-                log.info("%s", problem)
-                folder = target
-            else:
-                return folder
-        raise DaemonError(f"the services of several folders refer to each other, the last to {folder}")
-
-    def _find_elsewhere(self, folder: Path) -> str:
-        """Return the endpoint of another world's service.
-
-        Raises `BackendUnavailable` if the service has ended, and `UnknownKernel` if the agent of its kernels has, too.
-        """
-        if read_announcement(folder) is not None:
-            return f"ipc://{folder}/socket"
-        if not is_alive(folder) and not is_alive(folder.with_name(name_in_world("agent", self._world))):
-            raise UnknownKernel(f"Everything in the world {self._world} has ended.")
-        problem = f"The scheduler service of another world ({folder.name}) has ended"
-        raise BackendUnavailable(f"{problem}: only a program in that world can start it.")
-
     async def _is_current(self, connection: RpcClient) -> bool:
         """True if this client can use the service. An older service is asked to leave.
 
@@ -229,15 +191,11 @@ class ServiceConnection:
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
         self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
         self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
-        if protocol == PROTOCOL and (self._is_elsewhere or not is_older(version)):
+        if protocol == PROTOCOL and not is_older(version):
+            self._check_options(greeting)
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
-        if self._is_elsewhere:
-            raise BackendUnavailable(
-                f"The scheduler service of another world ({self._world}) has the older version {version}: "
-                "use it from a program in that world."
-            )
         pid = greeting.get("pid")
         if greeting["agent_protocol"] != AGENT_PROTOCOL:
             raise BackendUnavailable(
@@ -251,6 +209,19 @@ class ServiceConnection:
         except rpc.Disconnected:
             pass
         return False
+
+    def _check_options(self, greeting: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` if the service was started with other options than this client has."""
+        running = greeting["options"]
+        if others := find_other_options(self._options, running):
+            wanted = ", ".join(f"{name}={value}" for name, value in others.items())
+            has = ", ".join(f"{name}={running[name]}" for name in others if name in running)
+            instead = f", and has {has}" if has else ""
+            command = write_command("restart-service", self._backend, self._options)
+            raise ConfigError(
+                f"The service of {self._backend} (pid {greeting['pid']}) was started without {wanted}{instead}. "
+                f"`{command}` starts the next one with it, and kernels live on."
+            )
 
     async def close(self) -> None:
         if self._rpc is not None:
@@ -270,9 +241,6 @@ class ServiceConnection:
             await self._pause(pause_s)
             try:
                 await self.connect(time.monotonic() + 2 * _START_SERVICE_S)
-                return
-            except UnknownKernel:  # the listeners read their kernels again, and get this error
-                self._on_rejoined()
                 return
             except Exception as problem:
                 if str(problem) != said:

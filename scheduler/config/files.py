@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,6 @@ from .settings import Settings
 from .trait_errors import describe_refusal
 
 CONFIG_NAME = "jupyter_roost_config"
-Note = Callable[[Path], None]
-"""It is called with each file before that file is read."""
-
-
-def _ignore(_: Path) -> None:
-    """Note nothing."""
 
 
 def load_settings(
@@ -36,16 +30,15 @@ def load_settings(
     options: Mapping[str, Any],
     *,
     path: Sequence[str] | None = None,
-    note: Note = _ignore,
 ) -> tuple[Settings, Section]:
     """Return the scheduler's settings and the backend's; raise `ConfigError`, which names the wrong key.
 
     Reads `config_file` if the options name one. Otherwise reads every `jupyter_roost_config` on `path`
     (default: Jupyter's); the value in the first folder of `path` wins. The other `options` are settings of
-    the backend and override its section in the files. `note` gets each file that is read or looked for.
+    the backend and override its section in the files.
     """
     files = Path(config_file) if (config_file := options.get("config_file")) else None
-    config, origins = _read_all(files, jupyter_config_path() if path is None else path, note)
+    config, origins = _read_all(files, jupyter_config_path() if path is None else path)
     own = _load_section(backend)
     classes: dict[str, type[Section]] = {Settings.__name__: Settings, own.__name__: own}
     others = {get_spec(name).section: name for name in backend_names() if name != backend}
@@ -104,32 +97,22 @@ def _to_values(backend: str, section: type[Section], options: Mapping[str, Any])
     return values
 
 
-def _read_all(
-    file: Path | None, path: Sequence[str], note: Note
-) -> tuple[Config, dict[tuple[str, str], Path]]:
+def _read_all(file: Path | None, path: Sequence[str]) -> tuple[Config, dict[tuple[str, str], Path]]:
     """Return what the files say, and the file of each setting by section and name; by an empty name of each section."""
     if file is not None and not file.is_file():
         raise ConfigError(f"there is no configuration file {file}.", config_file=str(file))
     names = (f"{CONFIG_NAME}.py", f"{CONFIG_NAME}.json")
     config, origins = Config(), dict[tuple[str, str], Path]()
     for each in [file] if file else [Path(folder, name) for folder in reversed(path) for name in names]:
-        note(each)
-        found = _read(each, note)
+        found = _read(each)
         config.merge(found)
         origins |= {(section, name): each for section, values in found.items() for name in (*values, "")}
     return config, origins
 
 
-def _read(file: Path, note: Note) -> Config:
-    class PyLoader(PyFileConfigLoader):  # type: ignore[misc,unused-ignore]
-        """A loader that notes the files of `load_subconfig` too, which it makes loaders of its own class for."""
-
-        def _find_file(self) -> None:
-            super()._find_file()
-            note(Path(self.full_filename))
-
+def _read(file: Path) -> Config:
     is_json = file.suffix == ".json"
-    loader = JSONFileConfigLoader if is_json else PyLoader
+    loader = JSONFileConfigLoader if is_json else PyFileConfigLoader
     if os.path.lexists(file):  # a link that leads nowhere is no missing file
         (read_input_json if is_json else check_input)(file)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -58,8 +58,6 @@ class Reconciler:
     ) -> None:
         self.unreachable: Set[str] = frozenset()
         """The names of agents that could not report their leases: kernels that are not listed may live there."""
-        self.on_resync: Callable[[], None] = lambda: None
-        """Called after the backend has joined its cluster again."""
         self._access = access
         self._table = table
         self._ender = ender
@@ -212,7 +210,6 @@ class Reconciler:
                 self._table.queue.wake()
             elif event.kind == "resync":
                 self.soon()
-                self.on_resync()
             elif (record := self._table.with_lease(event.lease_id)) is not None:
                 record.warning = event.reason
                 self._table.publish("warned", record, event.reason)

@@ -6,7 +6,6 @@
                                                      ├──> the log: one line for each decision  decision_log
                                                      └──> Metrics for Prometheus, if wanted        metrics, metrics_port
 
-    served_cluster            leaves, if another service of the user serves the cluster
     garbage                   how Python collects garbage in a service with many nodes and kernels
 
 `server` reads the settings, imports the one backend that it was started for, and puts all parts together.

@@ -8,7 +8,6 @@ from typing import Any
 
 from roost.launchers.protocol.launch_checks import find_impossible
 from roost.placement.model import Request
-from roost.scheduler.client.caller_variables import MOST_CALLER_CHARACTERS, is_fit
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Owner, StartKernel
 
@@ -71,21 +70,6 @@ def check_request(request: Request) -> None:
         ("GPU", ((name,) for name in request.visible_gpus or ())),
     ):
         _check_all(f"a {what}", names)
-
-
-def check_caller(wanted: Iterable[str], variables: Mapping[str, str]) -> None:
-    """Raise `ConfigError` unless these are variables that the backend wants of a caller, with fit values.
-
-    No value is in the error's text.
-    """
-    wanted = frozenset(wanted)
-    for name, value in variables.items():
-        if name not in wanted:
-            raise ConfigError(f"the backend wants no variable {name!a:.40} of its callers.")
-        if not is_fit(value):
-            raise ConfigError(
-                f"{name} has characters that cannot be shown, or more than {MOST_CALLER_CHARACTERS:,} characters."
-            )
 
 
 def check_name(what: str, name: str) -> None:

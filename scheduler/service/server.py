@@ -26,14 +26,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jupyter_core.paths import jupyter_config_path
-
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
 from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.private_files import FolderError, settle_home, write_private_json
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
-from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.messages import PROTOCOL as AGENT_PROTOCOL
 from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.process_log import set_up_log
@@ -46,23 +43,19 @@ from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.service_folder import OPTIONS_VARIABLE, PROTOCOL
-from roost.scheduler.client.service_restart import CHECK_FLAG, MOVES, READS
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.section import Section
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.caps import find_default_timeout
 from roost.scheduler.core.events import EventStream
-from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
-from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError
-from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
+from roost.scheduler.errors import ConfigError, LaunchError, RoostError
+from roost.scheduler.messages import Event, Finding, Kernel, Owner, ServiceFacts, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
-from roost.scheduler.policies.recent_requests import RecentRequests
 
 from . import garbage
 from .decision_log import log_decision
-from .input_checks import MOST_CHARACTERS, check_caller, check_input
-from .served_cluster import ServedCluster, check_other_place
+from .input_checks import MOST_CHARACTERS, check_input
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +106,7 @@ class Service:
             "pid": os.getpid(),
             "backend": self._spec.name,
             "address": self.core.backend.address,
-            "network": read_namespace("net"),
-            "config_path": jupyter_config_path(),
+            "options": dict(self._options),
             "launch_timeout_s": find_default_timeout(self._settings),
             "node_start_timeout_s": self.core.backend.node_start_timeout_s,
         }
@@ -164,6 +156,8 @@ class Service:
         check_input(message, arguments)
         if request := message.request if message else arguments.get("request"):
             self._spec.check_options(request.options)
+        if isinstance(message, StartKernel):
+            self.core.backend.note_caller()
         if isinstance(message, StartKernel) and self._held is not None and not self._held.is_intact:
             refusal = f"The folder {self._held.folder} was deleted, so its service starts no kernel"
             raise LaunchError(f"{refusal}: shut down the kernels that it has, or restart the application.")
@@ -183,10 +177,10 @@ class Service:
         kernel = self.core.kernel(kernel_id)
         return (await self.core.with_use([kernel]))[0] if with_use else kernel
 
-    def note_caller(self, variables: dict[str, str]) -> None:
-        """Give the backend the variables of a caller. The socket's folder admits only processes of this user."""
-        check_caller(self._spec.caller_variables, variables)
-        self.core.backend.note_caller(variables)
+    def subscribe(self, owner: Owner) -> None:
+        """Watch an owner whose client has connected, and which gets the events from now on."""
+        self.core.backend.note_caller()
+        self.core.owners.watch(owner)
 
     async def check_policies(self, names: list[str]) -> dict[str, str]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
@@ -238,8 +232,7 @@ class Route:
 
 OPERATIONS: Mapping[str, Route] = {
     "hello": Route("", Service.greet),
-    "subscribe": Route("core.owners", OwnerWatch.watch),
-    "note_caller": Route("", Service.note_caller),
+    "subscribe": Route("", Service.subscribe),
     "start": Route("core", Scheduler.start, message=StartKernel),
     "cancel": Route("core", Scheduler.cancel),
     "stop": Route("core", Scheduler.stop),
@@ -273,7 +266,7 @@ async def serve(
 ) -> None:
     """Run the scheduler of `folder` until it is idle or asked to leave.
 
-    Raises `AlreadyRunning`, `RoostError`. `options` are those with which a client has chosen the service.
+    Raises `AlreadyRunning`, `RoostError`. `options` are those of the client that has started it.
     """
     if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
         raise ConfigError(
@@ -284,8 +277,6 @@ async def serve(
         agents = Agents()
         spec.check_packages()
         backend = create_backend(spec, settings, own_settings, folder, agents)
-        cluster = ServedCluster(folder, spec.name, backend, options)
-        await cluster.check_settings()
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
         service = Service(scheduler, settings, spec, options)
@@ -298,8 +289,6 @@ async def serve(
             if settings.metrics:
                 service.metrics_problem = serving.enter_context(start_metrics(scheduler, spec, settings))
             await scheduler.open()
-            cluster.claim(has_kernels=not scheduler.is_idle())
-            scheduler.reconciler.on_resync = cluster.renew
             path = folder / "socket"
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
             announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()})
@@ -363,48 +352,6 @@ def scheduler_name(folder: Path) -> str:
     return name
 
 
-def _show_file(path: Path) -> None:
-    """Print a file of settings before it is read. The last one is named if the check does not end well."""
-    if path.exists():
-        print(f"{READS}{path}", file=sys.stderr, flush=True)
-
-
-def check_settings(backend: str, folder: Path) -> int:
-    """Print what keeps a service with this environment from starting, if its settings do. Return the exit code."""
-    try:
-        options = json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}")
-        settings, own_settings = load_settings(backend, options, note=_show_file)
-        spec = get_spec(backend)
-        spec.check_packages()
-        if settings.metrics:
-            _import_metrics().read_address(settings.metrics)
-        asyncio.run(check_places(spec, settings, own_settings, folder))
-    except RoostError as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    for setting, refusal in asyncio.run(check_policies(settings)).items():
-        print(f"{setting}: {refusal}", file=sys.stderr)
-        return 1
-    return 0
-
-
-async def check_places(spec: BackendSpec, settings: Settings, own_settings: Section, folder: Path) -> None:
-    """Raise `ConfigError` if the settings name an impossible cluster, or one that does not answer instead of ours."""
-    with contextlib.suppress(BackendUnavailable):  # it may pass, and the next service tries again
-        backend = create_backend(spec, settings, own_settings, folder, Agents())
-        if other := check_other_place(folder, backend.places()):
-            print(f"{MOVES}{other}", file=sys.stderr)
-
-
-async def check_policies(settings: Settings) -> dict[str, str]:
-    """Load each policy that these settings name. Return the problems, by the setting that has each."""
-    policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
-    try:
-        return await policies.check_configuration()
-    finally:
-        await policies.close()
-
-
 def main(arguments: list[str]) -> int:
     """Run the service and return its exit code.
 
@@ -413,13 +360,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument(
-        CHECK_FLAG, action="store_true", help="only read the settings and load their policies"
-    )
     given = parser.parse_args(arguments)
     settle_home()
-    if given.check:
-        return check_settings(given.backend, given.folder)
     loosen()
     garbage.set_up()
     set_up_log()

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,21 +122,15 @@ def earlier_agent(module_runtime_dir: Path) -> Iterator[Path]:
     settle(module_runtime_dir)
 
 
-def see(folder: Path, code: str, prefix: Sequence[str] = (), **context: Any) -> dict[str, Any]:
-    """Run an application with this context. Return what `code` shows in its kernels, and in a plain child.
-
-    `prefix` begins the application's command.
-    """
+def see(folder: Path, code: str, **context: Any) -> dict[str, Any]:
+    """Run an application with this context. Return what `code` shows in its kernels, and in a plain child."""
     given = json.dumps({"code": code, "cwd": str(folder), **context})
-    command = [*prefix, sys.executable, "-c", APPLICATION, given]
+    command = [sys.executable, "-c", APPLICATION, given]
     done = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(120))
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert {name: how for name, (how, _) in seen.items()} == HOWS
     return {name: value for name, (_, value) in seen.items()}
-
-
-LOWER: dict[str, Any] = {"limits": {"FSIZE": [2 << 20, 2 << 20]}, "nice": 1}
 
 
 def same(value: Any) -> dict[str, Any]:
@@ -205,13 +199,14 @@ def test_a_usual_application_after_an_unusual_one(settled_runtime_dir: Path, tmp
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its capabilities")
-def test_without_capabilities_hard_limits_and_niceness_are_of_a_world(
+def test_without_capabilities_a_raised_limit_or_priority_is_refused_with_a_remedy(
     settled_runtime_dir: Path, tmp_path: Path
 ) -> None:
-    """A user without capabilities could not give these to kernels of an agent with others."""
+    """A user without capabilities cannot give these to kernels of an agent with lower ones."""
     unprivileged = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
     command = [*unprivileged, "nice", sys.executable, "-c", "import roost; roost.connect().nodes().result()"]
     subprocess.run(command, check=True, timeout=allow_s(60))
-    seen = see(tmp_path, f"{WRITE}first = seen\n{COUNT}seen = first + seen[1:]\n", unprivileged, **LOWER)
-    assert seen == same([1 << 20, 2 << 20, os.getpriority(os.PRIO_PROCESS, 0) + 1])
-    assert len(list(settled_runtime_dir.glob("agent*"))) == 2
+    start = [*unprivileged, sys.executable, "-c", "import roost; roost.start_kernel().stop()"]
+    refused = subprocess.run(start, capture_output=True, text=True, timeout=allow_s(60))
+    assert "may not lower it: set ROOST_SERVICE_NAME to a name for this application" in refused.stderr
+    subprocess.run(start, env={**os.environ, "ROOST_SERVICE_NAME": "own"}, check=True, timeout=allow_s(60))

@@ -17,7 +17,7 @@ import roost
 from kit.machine.daemons import settle, wait_gone
 from roost.scheduler.client import service_restart
 from roost.scheduler.client.client import Client, disconnect
-from roost.scheduler.client.service_restart import restart_service
+from roost.scheduler.client.service_restart import read_options, restart_service
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Event
 from roost.testing.deadlines import allow_s
@@ -94,100 +94,34 @@ def test_a_service_that_could_not_start_again_is_not_ended(client: Client, confi
     assert read_pid(client) == before
 
 
-def test_a_move_to_another_cluster_leaves_no_kernel_behind(
-    client: Client, config: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = read_pid(client)
-    monkeypatch.setattr(service_restart, "_check_settings", lambda *_: "h:2")
-    with pytest.raises(ConfigError, match=r"cluster at h:2, but 1 kernel lives at .* was not ended\."):
-        restart_service(client.service_folder(), "local", {}, count_kernels=lambda: 1)
-    assert read_pid(client) == before
-    assert restart_service(client.service_folder(), "local", {}, count_kernels=lambda: 0).ended_pid == before
-
-
-def test_metrics_for_everybody_do_not_end_the_service(client: Client, config: Path) -> None:
-    before = read_pid(client)
-    config.write_text("c.RoostScheduler.metrics = '0.0.0.0:9476'")
-    with pytest.raises(ConfigError, match=r"give a loopback address.* The service that runs was not ended\."):
-        restart_service(client.service_folder(), "local", {})
-    assert read_pid(client) == before
-
-
-@pytest.mark.parametrize(
-    ("code", "problem"),
-    [
-        ("import sys; sys.exit(3)", r"cannot be read: it ends Python \(SystemExit\(3\)\)\."),
-        ("import os; os._exit(3)", r"ends Python with exit code 3, without a message\."),
-        ("import time; time.sleep(1000)", r"cannot be read within 5 s\."),
-    ],
-)
-def test_settings_that_end_or_delay_python_are_named(
-    client: Client, config: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
-) -> None:
-    before = read_pid(client)
-    config.write_text(code)
-    monkeypatch.setattr(service_restart, "_CHECK_S", 5.0 if "sleep" in code else allow_s(45))
-    with pytest.raises(ConfigError, match=f"^{config} {problem} Correct this first. .* not ended\\.$"):
-        restart_service(client.service_folder(), "local", {})
-    assert read_pid(client) == before
-
-
-def test_a_policy_that_cannot_be_loaded_keeps_the_service_as_wrong_settings_do(
-    client: Client, config: Path
-) -> None:
-    before = read_pid(client)
-    policy = config.parent / "zone.py"
-    policy.write_text("print('loading --check')\ndef mine(:\n")
-    config.write_text("c.RoostScheduler.policies = {'file_zone': 'zone.py:mine'}")
-    with pytest.raises(ConfigError, match=r"policies\['file_zone'\].*SyntaxError.*was not ended\."):
-        restart_service(client.service_folder(), "local", {})
-    assert read_pid(client) == before
-    done = shell("doctor", "--json")
-    findings = json.loads(done.stdout)["findings"]
-    (refused,) = (each for each in findings if "SyntaxError" in each["what"])
-    assert refused["do"] == "correct this before the restart, which is refused until then"
-    assert done.returncode == 1
-    policy.write_text(
-        "print('loading --check')\nfrom roost.placement import get_policy\nmine = get_policy('pack')"
-    )
-    assert restart_service(client.service_folder(), "local", {}).ended_pid == before
-
-
-def test_the_next_service_has_the_environment_and_options_of_the_last(
+def test_the_next_service_has_the_environment_of_the_command_and_the_options_of_the_last(
     client: Client, config: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = client.service_folder()
-    assert restart_service(folder, "local", {}).ended_pid is None
-    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(runtime_dir / "elsewhere"))
+    assert restart_service(folder, "local", {"cpus": 3}).ended_pid is None
     config.write_text("c.RoostScheduler.allowed_users = ['nobody-else']")
-    kept = restart_service(folder, "local", {})
-    assert (kept.kept, kept.path_before, kept.path_now) == (("JUPYTER_CONFIG_DIR",), (), ())
-    (warning,) = (
-        each
-        for each in json.loads(shell("doctor", "--json").stdout)["findings"]
-        if each["what"].startswith(
-            f"this service reads its settings from {config.parent}, and this shell from"
-        )
-    )
-    assert warning["do"].endswith("run `roost restart-service --here`: kernels live on")
+    assert shell("explain").returncode == 0
+    done = shell("restart-service", "--json")
+    assert done.returncode == 0, done.stderr
     refused = shell("explain")
     assert refused.returncode == 1
     assert "may not start kernels" in refused.stderr
-    here = restart_service(folder, "local", {}, is_here=True)
-    assert here.ended_pid == kept.pid
-    assert here.kept == ()
-    assert (here.path_before, here.path_now) == ((str(config.parent),), (str(runtime_dir / "elsewhere"),))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(runtime_dir / "elsewhere"))
+    assert shell("restart-service").returncode == 0
     assert shell("explain").returncode == 0
+    assert read_options(folder) == {"cpus": 3}
 
 
-def test_a_home_without_effect_on_the_settings_is_not_named(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restart_service(client.service_folder(), "local", {})
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert restart_service(client.service_folder(), "local", {}).kept == ()
-    monkeypatch.delenv("JUPYTER_CONFIG_DIR")
-    assert restart_service(client.service_folder(), "local", {}).kept == ("JUPYTER_CONFIG_DIR", "HOME")
+def test_a_client_with_other_options_is_refused_until_a_restart(client: Client) -> None:
+    before = read_pid(client)
+    refused = shell("nodes", "--backend-option", "cpus=3")
+    assert refused.returncode == 2
+    assert (
+        "was started without cpus=3. `roost restart-service --backend-option cpus=3` starts" in refused.stderr
+    )
+    assert shell("restart-service", "--backend-option", "cpus=3").returncode == 0
+    assert shell("nodes", "--backend-option", "cpus=3").returncode == 0
+    assert read_pid(client) != before, "a client without options joins the service that runs"
 
 
 def test_a_service_that_hangs_is_killed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,10 +137,9 @@ def test_a_start_that_fails_says_that_no_service_runs(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read_pid(client)
-    monkeypatch.setattr(service_restart, "_check_settings", lambda *_: None)
     monkeypatch.setattr(
         service_restart,
-        "_read_command",
+        "service_command",
         lambda *_: ([sys.executable, "-c", "raise SystemExit('no luck')"], {}),
     )
     with pytest.raises(Exception, match=r"No service runs now, and kernels live on.*no luck") as caught:

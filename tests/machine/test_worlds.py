@@ -1,10 +1,11 @@
-"""Applications of one user in several worlds: each has its own service and agent, and sees the others' kernels."""
+"""Applications of one user in several worlds: each has its own service and agent, unless they share a name."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,18 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 
 import roost
-from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import end, listed, serving, start
 from kit.machine.control_groups import why_not
 from roost.launchers.agent.limits.cgroups import find_own_group
 from roost.launchers.daemon.world import find_world
-from roost.provisioners.other_worlds import find_elsewhere
-from roost.provisioners.provisioner import RoostProvisioner
-from roost.scheduler.client.client import Client
-from roost.scheduler.errors import LaunchError
 from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(
@@ -63,88 +58,63 @@ def application(*world: str, **options: Any) -> Iterator[dict[str, Any]]:
             process.wait(allow_s(60))
 
 
-def roost_command(*words: str) -> str:
+def roost_command(*words: str, world: str = "") -> str:
+    named = {"ROOST_SERVICE_NAME": world} if world else {}
     done = subprocess.run(
-        [sys.executable, "-m", "roost", *words], capture_output=True, text=True, timeout=allow_s(60)
+        [sys.executable, "-m", "roost", *words],
+        capture_output=True,
+        text=True,
+        timeout=allow_s(60),
+        env={**os.environ, **named},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def list_all() -> set[str]:
-    return {kernel["id"] for kernel in json.loads(roost_command("kernels", "--json"))["kernels"]}
+def list_all(world: str = "") -> set[str]:
+    """Return the ids of the kernels of this world, or of another one."""
+    return {kernel["id"] for kernel in json.loads(roost_command("kernels", "--json", world=world))["kernels"]}
 
 
-def own_kernels(client: Client) -> set[str]:
-    return {kernel.id for kernel in client.kernels().result()}
-
-
-@pytest.mark.long
-def test_commands_see_the_kernels_of_all_worlds(settled_runtime_dir: Path) -> None:
+def test_a_world_has_its_own_service_which_its_name_reaches(settled_runtime_dir: Path) -> None:
     with ExitStack() as stack:
         here = stack.enter_context(application())
         there = stack.enter_context(application("unshare", "-u"))
-        client = roost.connect("local")
-        assert own_kernels(client) == {here["id"]}
-        assert list_all() == {here["id"], there["id"]}
-        assert "is in another world" in roost_command("kernels")
-        assert there["id"] in roost_command("stop", there["id"])
+        assert list_all() == {here["id"]}
+        (world,) = roost.connect("local").find_worlds()
+        assert f"`ROOST_SERVICE_NAME={world} roost kernels` lists them" in roost_command("kernels")
+        assert list_all(world) == {there["id"]}
+        assert there["id"] in roost_command("stop", there["id"], world=world)
+        assert list_all(world) == set()
         assert list_all() == {here["id"]}
         assert len(list(settled_runtime_dir.glob("agent.*"))) == 2
         assert len(list(settled_runtime_dir.glob("scheduler-local.*"))) == 2
 
 
-async def test_a_kernel_of_another_world_is_adopted_and_starts_again_here(settled_runtime_dir: Path) -> None:
-    """The kernel that was adopted goes on in its world. Its next process has the world of the new application."""
-    with application("unshare", "-u", "sh", "-c", 'hostname other-world; exec "$@"', "sh") as there:
-        manager = AsyncKernelManager(kernel_id=there["id"])
-        provisioner = RoostProvisioner(
-            kernel_id=there["id"], kernel_spec=manager.kernel_spec, parent=manager, backend="local"
-        )
-        info = {"backend": "local", "launch_id": there["launch_id"], "kernel_id": there["id"]}
-        await provisioner.load_provisioner_info({**info, "connection_info": {}, "pid": 0})
-        assert await provisioner.poll() is None
-        assert provisioner.kernel is not None
-        assert provisioner.kernel.pid == there["pid"]
-        assert provisioner.service.is_elsewhere
-        await provisioner.kill(restart=True)
-        await provisioner.launch_kernel(
-            [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], env=dict(os.environ)
-        )
-        assert not provisioner.service.is_elsewhere
-        assert own_kernels(roost.connect("local")) == list_all() == {there["id"]}
-        names = [Path(f"/proc/{pid}/ns/uts").readlink() for pid in ("self", provisioner.kernel.pid)]
-        assert names[0] == names[1]
-        await provisioner.cleanup()
-        assert list_all() == set()
+def test_two_units_of_one_name_have_one_service(
+    settled_runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_SERVICE_NAME", "gateway")
+    with application() as here, application("unshare", "-u") as there:
+        assert list_all() == {here["id"], there["id"]}
+        assert [folder.name for folder in settled_runtime_dir.glob("scheduler-*")] == [
+            "scheduler-local.gateway"
+        ]
+        assert [folder.name for folder in settled_runtime_dir.glob("agent*")] == ["agent.gateway"]
 
 
-async def test_a_server_that_restarts_in_another_world_has_its_kernels(one_gpu: Path) -> None:
+async def test_a_server_in_another_world_says_how_its_kernel_ends(one_gpu: Path) -> None:
     async with serving(one_gpu, host="other-world") as server:
         kernel_id = await start(server, "gpu")
-        async with front_end(server, kernel_id, "client") as front:
-            await front.ended(await front.run("x = 41"))
-            await end(server)
+        await end(server)
     async with serving(one_gpu) as server:
-        assert (await listed(server)).keys() == {kernel_id}
-        assert own_kernels(roost.connect("local")) == set()
-        async with front_end(server, kernel_id, "client") as front:
-            assert texts(await front.ended(await front.run("print(x + 1)"))) == "42\n"
-            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
-            assert own_kernels(roost.connect("local")) == {kernel_id}
-            gone = await front.ended(await front.run("print('x' in globals())"))
-            assert texts(gone) == "False\n"
-        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
-
-
-@pytest.mark.long
-async def test_a_kernel_in_another_network_is_stopped_but_not_reached(settled_runtime_dir: Path) -> None:
-    with application("unshare", "-n") as there:
-        with pytest.raises(LaunchError, match="another network namespace"):
-            await find_elsewhere(roost.connect("local"), there["id"])
-        assert list_all() == {there["id"]}
-        roost_command("stop", there["id"])
-        assert list_all() == set()
+        assert await listed(server) == {}
+        lines = [line for line in server.log if f"kernel {kernel_id} is not adopted" in line]
+        assert len(lines) == 1
+        found = re.search(rf"`ROOST_SERVICE_NAME=(\w+) roost stop {kernel_id}` ends it", lines[0])
+        assert found is not None
+        await asyncio.to_thread(roost_command, "stop", kernel_id, world=found[1])
+        assert await asyncio.to_thread(list_all, found[1]) == set()
 
 
 @pytest.mark.skipif(bool(why_not()), reason=f"no control groups: {why_not()}")
@@ -158,7 +128,7 @@ def test_the_kernel_of_a_batch_job_is_in_the_control_group_of_the_job(settled_ru
             entries = group.open_entries()
             join = f"import os, sys; [os.write(each, b'0') for each in {entries}]; os.execv(sys.argv[1], sys.argv[1:])"
             with application(sys.executable, "-c", join, pass_fds=entries) as there:
-                assert list_all() == {here["id"], there["id"]}
+                assert list_all() == {here["id"]}
                 assert find_groups(there["pid"]) != find_groups(here["pid"])
                 assert "/job_1" in find_groups(there["pid"])
             for each in entries:

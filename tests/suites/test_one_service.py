@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -72,7 +70,7 @@ def test_every_name_of_a_cluster_leads_to_its_one_service(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with roost.start_kernel(backend="ray", cpus=1) as kernel:
         (service,) = find_services()
-        assert service.folder == runtime_dir / "scheduler-ray"
+        assert service.folder.parent == runtime_dir
         cell = kernel.execute(
             "!roost kernels --backend ray --json".replace("roost", f"{sys.executable} -m roost")
         )
@@ -80,7 +78,7 @@ def test_every_name_of_a_cluster_leads_to_its_one_service(
         assert listed["id"] == kernel.id
 
         host, _, port = cluster.address.rpartition(":")
-        for named in (f"{host}:{port}", f" {host.upper()}:{port}/"):
+        for named in (f"{host}:{port}", f" {host.upper()}:{port}/", f"127.0.0.1:{port}"):
             assert read("kernels", "--backend", "ray", RAY_ADDRESS=named)["kernels"], named
         option = f"address={cluster.address}"
         assert read("kernels", "--backend", "ray", "--backend-option", option)["kernels"]
@@ -89,27 +87,17 @@ def test_every_name_of_a_cluster_leads_to_its_one_service(
         file.write_text(f"c.RoostRayBackend.address = {cluster.address!r}")
         assert read("kernels", "--backend", "ray", JUPYTER_CONFIG_DIR=str(file.parent))["kernels"]
 
-        # An address with which only Ray knows that it is the same cluster: its GCS listens on every interface.
-        alias = f"127.0.0.1:{port}"
-        assert read("kernels", "--backend", "ray", RAY_ADDRESS=alias)["kernels"]
-        assert read("kernels", "--backend", "ray", RAY_ADDRESS=alias)["kernels"]
         assert [each.pid for each in find_services()] == [service.pid]
         assert daemon_pids(runtime_dir, "scheduler") == [service.pid]
 
-        # A name that leads to the service restarts it, whether that is known before or not.
-        for named in (alias, f"127.0.0.9:{port}"):
-            (last,) = find_services()
-            done = read("restart-service", "--backend", "ray", RAY_ADDRESS=named)
-            assert (done["ended_pid"], done["kernels"]) == (last.pid, 1), named
+        done = read("restart-service", "--backend", "ray", RAY_ADDRESS=cluster.address)
+        assert (done["ended_pid"], done["kernels"]) == (service.pid, 1)
         assert len(find_services()) == 1
 
-        # Another service has the other options. It says that it does not list the kernel.
-        done = shell(
-            "kernels", "--backend", "ray", "--backend-option", "agent_idle_exit_s=60", RAY_ADDRESS=alias
-        )
-        assert "There are no kernels." in done.stdout
-        assert "1 kernel of yours was started on this cluster by other services" in done.stdout
-        assert len(find_services()) == 2
+        refused = shell("kernels", "--backend", "ray", "--backend-option", "agent_idle_exit_s=60")
+        assert refused.returncode == 2
+        assert "was started without agent_idle_exit_s=60" in refused.stderr
+        assert len(find_services()) == 1
 
 
 @pytest.mark.backends("ray")
@@ -137,41 +125,17 @@ def test_the_service_that_a_shell_started_serves_jupyter_too(
         assert [each.pid for each in find_services()] == [next_service.pid], named
 
 
-@pytest.mark.backends("ray")
-def test_two_services_of_one_cluster_are_joined_as_doctor_says(cluster: Raylets, runtime_dir: Path) -> None:
-    """Two services have kernels, as after an upgrade from a roost that did not look for the other one."""
-    _, _, port = cluster.address.rpartition(":")
-    with roost.start_kernel(backend="ray", backend_options={"address": cluster.address}) as kernel:
-        (first,) = find_services()
-        record = first.folder / "cluster.json"
-        record.rename(record.with_suffix(".away"))
-        with roost.start_kernel(backend="ray", backend_options={"address": f"127.0.0.9:{port}"}):
-            assert len(find_services()) == 2
-            record.with_suffix(".away").rename(record)
-            named = {"RAY_ADDRESS": cluster.address}
-            (finding,) = _find_twins(named)
-            listing, restart = re.findall("`roost ([^`]+)`", finding["do"])
-            (other,) = read(*shlex.split(listing))["kernels"]
-            assert other["id"] != kernel.id
-            assert shell("stop", *shlex.split(listing)[1:], other["id"]).returncode == 0
-        done = read(*shlex.split(restart))
-        assert done["kernels"] == 1  # of the first service
-        assert _find_twins(named) == []
-        assert [service.folder for service in find_services()] == [first.folder]
-        assert kernel.execute("6 * 7", check=True).text == "42"
-
-
-def _find_twins(named: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    findings = json.loads(shell("doctor", "--backend", "ray", "--json", **named).stdout)["findings"]
-    return [each for each in findings if "two services of yours serve this cluster" in each["what"]]
-
-
 def configure(
-    backend: str, settings: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    settings: Mapping[str, Any],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    with_address: bool = False,
 ) -> None:
-    """Write these settings where services find them, but without the address."""
+    """Write these settings where services find them, without the address unless it is wanted."""
     section = get_spec(backend).section
-    others = {name: value for name, value in settings.items() if name != "address"}
+    others = {name: value for name, value in settings.items() if with_address or name != "address"}
     (folder / "jupyter_roost_config.json").write_text(json.dumps({section: others}))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(folder))
 
@@ -189,12 +153,26 @@ def assert_one_service(backend: str, names: Iterable[str], runtime_dir: Path) ->
 
 
 def test_a_dask_cluster_has_one_service(
-    dask_cluster: DaskMachines, runtime_dir: Path, tmp_path: Path
+    dask_cluster: DaskMachines, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "scheduler.json"
-    file.write_text(json.dumps({"address": dask_cluster.address}))
-    plain = dask_cluster.address.removeprefix("tcp://")
-    assert_one_service("dask", (str(file), dask_cluster.address, plain, str(file)), runtime_dir)
+    file, address = tmp_path / "scheduler.json", dask_cluster.address
+    file.write_text(json.dumps({"address": address}))
+    plain = address.removeprefix("tcp://")
+    with roost.start_kernel(backend="dask", backend_options={"address": str(file)}, cpus=1) as kernel:
+        (service,) = find_services()
+        command = f"ROOST_RUNTIME_DIR={runtime_dir} {sys.executable} -m roost kernels --backend dask --json"
+        (listed,) = json.loads(kernel.execute(f"!{command}").stdout)["kernels"]
+        assert listed["id"] == kernel.id
+        for named in (str(file), address, plain):
+            assert read("kernels", "--backend", "dask", DASK_SCHEDULER_ADDRESS=named)["kernels"], named
+        option = f"address={address}"
+        assert read("kernels", "--backend", "dask", "--backend-option", option)["kernels"]
+        monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+        configure("dask", {"address": address}, tmp_path, monkeypatch, with_address=True)
+        assert read("kernels", "--backend", "dask")["kernels"]
+        assert [each.pid for each in find_services()] == [service.pid]
+    disconnect()
+    settle(runtime_dir)
 
 
 def test_a_kubernetes_namespace_has_one_service(

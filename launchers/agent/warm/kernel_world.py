@@ -78,7 +78,7 @@ KERNEL_WORLD: tuple[Part, ...] = (
         "inherited",
         {
             "user and rights": "User, capabilities and security profile are the agent's.",
-            "namespaces": "Each world of namespaces, job and rights has an agent of its own.",
+            "namespaces": "Each world of namespaces and job has an agent of its own.",
             "import path": "sys.path is that of the same interpreter in the same folder.",
             "locale": "Its variables are compared, so the zygote's locale is the kernel's.",
             "settings of the interpreter": "Recursion limit, hooks, filters of warnings: those after the imports.",

@@ -110,9 +110,6 @@ class AgentPerKernelBackend(Backend):
         """The leases whose pods are deleted in the background."""
         self._events = EventQueue()
 
-    def places(self) -> Sequence[str]:
-        return self._cluster.places()
-
     async def open(self) -> None:
         self._agents.listen(self._on_agent)
         await self._join()
@@ -241,7 +238,6 @@ class AgentPerKernelBackend(Backend):
 
     async def _join(self) -> None:
         self.address = await self._cluster.join()
-        self.cluster_id = self._cluster.cluster_id
         self._away = ""
         await self._read_nodes()
         await self._read_pods()

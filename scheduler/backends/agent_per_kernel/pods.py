@@ -66,17 +66,11 @@ class PodCluster(ABC):
     """The manager's name for people, such as "Kubernetes"."""
     unit: str = "pod"
     """The manager's word for a pod in messages to users, such as "job". Give it to `agent_command` too."""
-    cluster_id: str = ""
-    """The identity of the cluster that was joined last; empty if it has none (see `Backend.cluster_id`)."""
     creating: Collection[str] = ()
     """The ids of the leases whose `create` has not ended.
 
     roost sets this. `changes` and `pods` must omit their pods.
     """
-
-    def places(self) -> Sequence[str]:
-        """Return the addresses of the cluster that the settings name (see `Backend.places`). The default is none."""
-        return ()
 
     @abstractmethod
     async def join(self) -> str:

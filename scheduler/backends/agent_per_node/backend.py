@@ -106,9 +106,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             self.node_start_timeout_s = new_nodes.node_start_timeout_s
             new_nodes.listen(self._on_growth)
 
-    def places(self) -> Sequence[str]:
-        return (*self._manager.places(), self.address)
-
     async def open(self) -> None:
         self._pool.listen(self._on_agent)
         self._membership.listen(self._on_nodes)
@@ -389,7 +386,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         # The manager knows no leases yet in the moment in which it is not away any more.
         with self._recovery.restoring(self._pool.nodes):
             self.address = await self._membership.join(self.address)
-            self.cluster_id = self._manager.cluster_id
             self._pool.forget_others(self.address)
             await self._recovery.restore(self._pool.nodes)
 

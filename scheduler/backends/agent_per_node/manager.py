@@ -62,12 +62,6 @@ class ClusterManager(Protocol[N]):
     Each placement uses a reading that is at most 0.05 s old. After a claim or a conflict, the nodes are read again.
     """
 
-    cluster_id: str
-    """The identity of the cluster that was joined last; empty if it has none (see `Backend.cluster_id`)."""
-
-    def places(self) -> Sequence[str]:
-        """Return the addresses of the cluster that the settings name (see `Backend.places`)."""
-
     async def close(self) -> None:
         """Leave the cluster."""
 

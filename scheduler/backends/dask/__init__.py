@@ -17,5 +17,6 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.dask.settings:RoostDaskBackend",
     create="roost.scheduler.backends.dask.manager:create",
     address_variable="DASK_SCHEDULER_ADDRESS",
+    cluster="roost.scheduler.backends.dask.join:name_cluster",
     packages=("distributed",),
 )

@@ -65,9 +65,7 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
     Raises `ConfigError` if there is no valid address, and `BackendUnavailable` if the scheduler file cannot
     be read.
     """
-    import dask
-
-    address = settings.address or dask.config.get("scheduler-address", "") or fallback
+    address = settings.address or _read_configuration("scheduler-address") or fallback
     if not address:
         raise ConfigError(
             f"there is no Dask cluster to join: give its scheduler's address, or its scheduler file, by {_WHERE}"
@@ -76,7 +74,7 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
         address = _read_scheduler_file(address)
     scheme, separator, where = address.rpartition("://")
     if not separator:
-        is_encrypted = settings.tls_ca_file or dask.config.get("distributed.comm.require-encryption", False)
+        is_encrypted = settings.tls_ca_file or _read_configuration("distributed.comm.require-encryption")
         scheme = "tls" if is_encrypted else "tcp"
     host, _, port = where.rpartition(":")
     if scheme not in ("tcp", "tls") or not host or not port.isdigit():
@@ -85,6 +83,20 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
             "scheduler file"
         )
     return f"{scheme}://{where}"
+
+
+def name_cluster(settings: RoostDaskBackend) -> str:
+    """Return the address of the cluster that the settings name, as `BackendSpec.cluster` wants it."""
+    return resolve(settings)
+
+
+def _read_configuration(name: str) -> Any:
+    """Return a value of Dask's own configuration; an empty text if it has none, or if Dask is not installed here."""
+    try:
+        import dask
+    except ImportError:
+        return ""
+    return dask.config.get(name, "")
 
 
 def _read_scheduler_file(path: str) -> str:

@@ -18,7 +18,7 @@ from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgen
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
 from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
-from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.scheduler.messages import Finding
 
 from . import SPEC, join, nodes
@@ -67,7 +67,6 @@ class DaskManager:
         self._client: Any = None
         self._version = -1
         self._incarnation = ""
-        self.cluster_id = ""
         self._metrics: Mapping[str, Mapping[str, float]] = {}  # by node: cpus, memory_bytes
         self.membership: Membership[DaskNode] = Membership(self.name, join=self._join, fetch=self._fetch)
 
@@ -75,11 +74,6 @@ class DaskManager:
         client, self._client = self._client, None
         if client is not None:
             await join.leave(client)
-
-    def places(self) -> Sequence[str]:
-        with contextlib.suppress(RoostError, ImportError):
-            return (join.resolve(self._settings),)
-        return ()
 
     async def wait_until_described(self) -> None:
         """Wait until each machine with GPUs has a report about its agent: Dask itself knows no GPU models.
@@ -176,7 +170,6 @@ class DaskManager:
         self._client, joined = await join.join(self._settings, address)
         await install_plugins(self._client, self._settings, self._key_pair.public)
         self._version, self._incarnation = -1, ""
-        self.cluster_id = str(self._client.scheduler_info().get("id", ""))
         return joined
 
     async def _fetch(self) -> Iterable[DaskNode]:

@@ -25,6 +25,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.docker.settings:RoostDockerBackend",
     create="roost.scheduler.backends.docker.backend:create",
     address_variable="DOCKER_HOST",
+    cluster="roost.scheduler.backends.docker.settings:name_cluster",
     packages=("docker",),
     has_agent_per_kernel=True,
     request_options=(

@@ -6,8 +6,8 @@ from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import Backend, BackendContext
 
 from .cluster import DockerCluster
-from .engine import Engine, find_address
-from .settings import RoostDockerBackend
+from .engine import Engine
+from .settings import RoostDockerBackend, find_address
 
 
 def create(settings: RoostDockerBackend, context: BackendContext) -> Backend:

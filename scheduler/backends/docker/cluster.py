@@ -81,15 +81,11 @@ class DockerCluster(PodCluster):
         """The service's key pair. It is created only after the engine has answered."""
         return load_key_pair(self._settings.identity_file, name="docker", section="RoostDockerBackend")
 
-    def places(self) -> Sequence[str]:
-        return (self._engine.address,)
-
     async def join(self) -> str:
         try:
             info = await self._engine.describe()
         except EngineError as problem:
             raise BackendUnavailable(f"the Docker engine refuses roost: {problem.message}") from None
-        self.cluster_id = str(info.get("ID") or "")
         self._creator.engine_folder = str(info.get("DockerRootDir") or "")
         self._node = read_node(info, self._settings)
         self._stopped, self._died = set(), set()

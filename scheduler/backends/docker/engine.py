@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -19,10 +18,11 @@ from docker.types import CancellableStream
 from docker.utils import parse_repository_tag
 
 from roost.launchers.daemon.tasks import in_thread, start_thread
-from roost.scheduler.errors import BackendUnavailable, ConfigError
+from roost.scheduler.errors import BackendUnavailable
 
 from .credentials import CredentialsError, read_credentials
 from .names import LEASE_LABEL
+from .settings import SCHEME
 
 T = TypeVar("T")
 JsonObject = dict[str, Any]
@@ -34,8 +34,6 @@ _DOCKERS_WORDS = {"remove": "destroy"}
 """What Docker calls the events of Podman."""
 SILENT_S = 300.0
 """How long a pull may show no progress."""
-_SOCKET = "unix:///var/run/docker.sock"
-_SCHEME = "unix://"
 
 
 class EngineError(Exception):
@@ -154,7 +152,7 @@ class Engine:
                     socket.AF_UNIX
                 ) as probe:  # the SDK leaves a socket open that cannot connect
                     probe.settimeout(_CALL_S)
-                    probe.connect(self.address.removeprefix(_SCHEME))
+                    probe.connect(self.address.removeprefix(SCHEME))
                 self._client = docker.APIClient(base_url=self.address, version="auto", timeout=_CALL_S)
             return self._client
 
@@ -171,21 +169,6 @@ class Engine:
                 "socket, which is as much as root's password"
             )
         return f"the Docker engine at {self.address} does not answer ({_shorten(problem)})"
-
-
-def find_address(address: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the engine's address by the setting and by DOCKER_HOST. Raises `ConfigError` if it is no Unix socket.
-
-    >>> find_address("", {})
-    'unix:///var/run/docker.sock'
-    """
-    chosen = address or environment.get("DOCKER_HOST", "") or _SOCKET
-    if not chosen.startswith(f"{_SCHEME}/"):
-        raise ConfigError(
-            f"the Docker engine {chosen:.80} is not on this machine: roost reaches engines by their Unix socket only, "
-            "so set c.RoostDockerBackend.address or DOCKER_HOST to unix:///PATH."
-        )
-    return chosen
 
 
 def _shorten(problem: Exception | str) -> str:

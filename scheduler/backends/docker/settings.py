@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from traitlets import Bool, Enum, Int, List, TraitError, Unicode, validate
 
 from roost.scheduler.config.section import Memory, Section
+from roost.scheduler.errors import ConfigError
 
 from .volumes import parse_allowed
+
+SCHEME = "unix://"
+_SOCKET = "unix:///var/run/docker.sock"
 
 
 class RoostDockerBackend(Section):
@@ -62,3 +68,23 @@ class RoostDockerBackend(Section):
             except ValueError as problem:
                 raise TraitError(f"allowed_volumes: {problem}") from None
         return proposal["value"]
+
+
+def name_cluster(settings: RoostDockerBackend) -> str:
+    """Return the address of the engine that the settings name, as `BackendSpec.cluster` wants it."""
+    return find_address(settings.address)
+
+
+def find_address(address: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the engine's address by the setting and by DOCKER_HOST. Raises `ConfigError` if it is no Unix socket.
+
+    >>> find_address("", {})
+    'unix:///var/run/docker.sock'
+    """
+    chosen = address or environment.get("DOCKER_HOST", "") or _SOCKET
+    if not chosen.startswith(f"{SCHEME}/"):
+        raise ConfigError(
+            f"the Docker engine {chosen:.80} is not on this machine: roost reaches engines by their Unix socket only, "
+            "so set c.RoostDockerBackend.address or DOCKER_HOST to unix:///PATH."
+        )
+    return chosen

@@ -13,6 +13,8 @@
         ├── quota         which quota has refused a pod
         └── nodes         the API's nodes and pods, with `metrics` → placement's nodes
 
+    kubeconfig            the cluster that a kubeconfig file names, for clients
+
 A claim creates the pod with affinity to the chosen node. Kubernetes' own scheduler decides. `names` has the labels and
 annotations of pods, and `quantity` reads Kubernetes' amounts.
 """
@@ -26,6 +28,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.kubernetes.settings:RoostKubernetesBackend",
     create="roost.scheduler.backends.kubernetes.backend:create",
     address_variable="KUBECONFIG",
+    cluster="roost.scheduler.backends.kubernetes.kubeconfig:name_cluster",
     packages=("kubernetes",),
     has_agent_per_kernel=True,
     check="roost.scheduler.backends.kubernetes.backend:check",

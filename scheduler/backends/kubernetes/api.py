@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -31,6 +30,8 @@ from roost.launchers.daemon.file_input import read_text
 from roost.launchers.daemon.tasks import in_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.input_files import read_input_yaml
+
+from .kubeconfig import DEFAULT_FILE, NAMESPACE_FILE
 
 JsonObject = dict[str, Any]
 _KEEPALIVE = [
@@ -60,7 +61,6 @@ _LONG = 1 << 20
 _LONGEST_EVENT = 32 << 20
 """A watch breaks at an event with more bytes. Kubernetes stores objects of at most 1.5 MiB."""
 _SSL_NOISE = re.compile(r"\[SSL: \w+\] | \(_ssl\.c:\d+\)")
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _READER_ERRORS = (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError)
 """The errors of the kubernetes package for a configuration of another form."""
 
@@ -189,11 +189,6 @@ class Api:
                 self._loaded = configuration, _build_pool(configuration)
             return self._loaded
 
-    def find_server(self) -> tuple[str, str]:
-        """Return the URL of the API server, and the context's namespace. Blocks; raises `ConfigError`."""
-        self._load()
-        return self.server, self.namespace
-
     def forget_connections(self) -> None:
         """Use new connections from now on: if one has fallen silent, the idle ones probably have too."""
         with self._lock:
@@ -264,7 +259,7 @@ def _parse(text: bytes) -> object:
 def _read_configuration(configuration: client.Configuration, file: str, context: str) -> str:
     """Fill the configuration and return the namespace. Raises `ConfigError`."""
     named = file or os.environ.get("KUBECONFIG", "")
-    default = os.path.expanduser("~/.kube/config")
+    default = os.path.expanduser(DEFAULT_FILE)
     reader: Any = kubernetes_config  # without types
     if named and os.pathsep not in named and not os.path.exists(named):
         raise ConfigError(
@@ -272,9 +267,9 @@ def _read_configuration(configuration: client.Configuration, file: str, context:
             f"{'the address of the backend' if file else 'KUBECONFIG'}."
         )
     try:
-        if not named and not os.path.exists(default) and _NAMESPACE_FILE.exists():
+        if not named and not os.path.exists(default) and NAMESPACE_FILE.exists():
             reader.load_incluster_config(client_configuration=configuration)
-            return read_text(_NAMESPACE_FILE, may_be_link=True).strip()
+            return read_text(NAMESPACE_FILE, may_be_link=True).strip()
         for each in (named or default).split(os.pathsep):
             if os.path.exists(each):
                 read_input_yaml(each, is_json=False)  # a token may have a date

@@ -99,10 +99,6 @@ class KubernetesCluster(PodCluster):
         file = self._settings.identity_file
         return load_key_pair(file, name="kubernetes", section="RoostKubernetesBackend")
 
-    def places(self) -> Sequence[str]:
-        server, namespace = self._api.find_server()
-        return (f"{server}/{self._settings.namespace or namespace}",)
-
     async def join(self) -> str:
         await self._stop()
         await self._creator.read_user()

@@ -24,7 +24,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.ray.settings:RoostRayBackend",
     create="roost.scheduler.backends.ray.manager:create",
     address_variable="RAY_ADDRESS",
-    address_may_be_url=False,
+    cluster="roost.scheduler.backends.ray.checks:name_cluster",
     packages=("ray",),
     request_options=(
         RequestOption(

@@ -24,6 +24,8 @@ from roost.launchers.daemon.file_input import UnfitFile, read_text
 from roost.launchers.daemon.tasks import start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
+from .settings import RoostRayBackend
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -83,6 +85,20 @@ def resolve(address: str) -> str:
             f"several Ray clusters run on this machine, {', '.join(running)}: name one by {_NAMED_BY}"
         )
     return running[0]
+
+
+def name_cluster(settings: RoostRayBackend) -> str:
+    """Return the address of the cluster that the settings name, as `BackendSpec.cluster` wants it.
+
+    A loopback address is that of the head on this machine, if the head's port is the same.
+    """
+    address = resolve(settings.address)
+    host, port = _split(address)
+    running = [gcs for gcs, _ in _raylets()] if host == "localhost" or host.startswith("127.") else []
+    if address in running:
+        return address
+    here = (gcs for gcs in running if _split(gcs)[1] == port and _is_own_address(_split(gcs)[0]))
+    return next(here, address)
 
 
 def greet(gcs: str) -> None:

@@ -31,7 +31,7 @@ from roost.scheduler.backends.node_types import make_node_types
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding
 
-from . import SPEC, agent_task, checks, join, nodes, placement_groups
+from . import SPEC, agent_task, join, nodes, placement_groups
 from .new_nodes import RayNewNodes
 from .node_caps import NodeCaps
 from .nodes import RayNode
@@ -167,7 +167,6 @@ class RayManager:
         self._key_pair = key_pair
         self._calls = calls or RayCalls()
         self._address = ""
-        self.cluster_id = ""
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
         self._creating: dict[str, asyncio.Task[Any]] = {}  # by group name
         self._anchors: dict[str, Any] = {}  # by raylet
@@ -310,16 +309,6 @@ class RayManager:
     async def diagnose(self) -> list[Finding]:
         return []
 
-    def places(self) -> Sequence[str]:
-        if self._address:  # more clusters may run on this machine by now
-            return (self._address, self._named())
-        named = self._named()
-        with contextlib.suppress(
-            BackendUnavailable if named else RoostError
-        ):  # none runs here, or several do
-            return (checks.resolve(named),)
-        return ()
-
     def _named(self) -> str:
         return self._settings.address or os.environ.get(SPEC.address_variable, "")
 
@@ -327,7 +316,6 @@ class RayManager:
         address = self._named() or known
         join_ray = functools.partial(join.join, address, namespace=placement_groups.NAMESPACE)
         self._address = await self._calls.run(join_ray, deadline_s=_JOIN_S)
-        self.cluster_id = join.get_cluster_id()
         self._anchors.clear()  # those of a driver that has left are lost
         self.new_nodes.reset(self._address)
         return self._address

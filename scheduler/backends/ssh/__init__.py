@@ -3,7 +3,6 @@
     SshBackend ──> SshManager                                                           backend, manager, settings
                       ├── lists the hosts, with their labels                            host_list, host
                       ├── remembers what earlier services have seen                     host_memory
-                      ├── knows the ssh-agent and the tickets of its callers            latest_caller
                       ├── runs the prologue of a kernelspec                             prologues
                       ├── asks a host a question                                        questions
                       └── contacts a host: as many at once as it allows                 contacts
@@ -26,7 +25,6 @@ SPEC = BackendSpec(
     name="ssh",
     settings="roost.scheduler.backends.ssh.settings:RoostSshBackend",
     create="roost.scheduler.backends.ssh.backend:create",
-    caller_variables=("SSH_AUTH_SOCK", "KRB5CCNAME"),
     requires_encryption=True,
     follows_visible_gpus=True,
     probe="roost.scheduler.backends.ssh.python_probe:probe",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch
@@ -48,8 +47,8 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
     def is_still_reading(self) -> bool:
         return self._manager.is_still_reading
 
-    def note_caller(self, variables: Mapping[str, str]) -> None:
-        self._manager.note_caller(variables)
+    def note_caller(self) -> None:
+        self._manager.note_caller()
 
     async def snapshot(self) -> Snapshot:
         self._manager.refresh(self._pool.connected)

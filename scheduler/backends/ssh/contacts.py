@@ -33,16 +33,15 @@ _NEEDS_A_PERSON = ("authentication", "host_key")
 
 Run = Callable[..., Awaitable[dict[str, Any]]]
 """The function that contacts a host, with the parameters of `run_on_host`."""
-FindRoute = Callable[[str, Mapping[str, str], Sequence[str]], Awaitable[Sequence[str]]]
-"""A function of a host, variables and the client's command. It returns the sshd servers on the way to the host."""
+FindRoute = Callable[[str, Sequence[str]], Awaitable[Sequence[str]]]
+"""A function of a host and the client's command. It returns the sshd servers on the way to the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Failure:
-    """A contact that failed, with the variables of its caller. `at` is a time of the event loop."""
+    """A contact that failed. `at` is a time of the event loop."""
 
     problem: HostProblem
-    variables: Mapping[str, str]
     at: float
 
 
@@ -79,25 +78,22 @@ class Contacts:
         program: str,
         arguments: Mapping[str, Any],
         *,
-        variables: Mapping[str, str] = {},
         ssh: Sequence[str] = ("ssh",),
         **options: Any,
     ) -> dict[str, Any]:
         """Call `run_on_host` when the host's turn comes, and again if a connection is refused. Raises `HostProblem`.
 
         A host that failed a moment ago raises the same problem again, without a contact. So does a failed login or an
-        unknown host key, until `clear` is called or the variables are others.
+        unknown host key, until `clear` is called.
         """
         pauses = iter(_PAUSES_S)
         while True:
-            self._raise_known(host, variables)
-            async with self._turn(host, variables, ssh):
+            self._raise_known(host)
+            async with self._turn(host, ssh):
                 # Another contact may have failed while this one waited.
-                self._raise_known(host, variables)
+                self._raise_known(host)
                 try:
-                    answer = await self._run(
-                        host, program, arguments, variables=variables, ssh=ssh, **options
-                    )
+                    answer = await self._run(host, program, arguments, ssh=ssh, **options)
                 except HostProblem as caught:
                     problem = caught
                 else:
@@ -106,7 +102,7 @@ class Contacts:
             pause_s = next(pauses, None) if problem.kind == "refused" else None
             if pause_s is None:
                 now = asyncio.get_running_loop().time()
-                self._failures[host] = _Failure(problem=problem, variables=dict(variables), at=now)
+                self._failures[host] = _Failure(problem=problem, at=now)
                 raise problem
             await asyncio.sleep(pause_s * self._jitter())
 
@@ -121,23 +117,20 @@ class Contacts:
         failure = self._failures.get(host)
         return None if failure is None else failure.problem
 
-    def _raise_known(self, host: str, variables: Mapping[str, str]) -> None:
+    def _raise_known(self, host: str) -> None:
         failure = self._failures.get(host)
         if failure is None:
             return
-        if failure.problem.kind in _NEEDS_A_PERSON:
-            is_over = failure.variables != variables
-        else:
-            is_over = asyncio.get_running_loop().time() >= failure.at + _REST_S
-        if not is_over:
+        needs_a_person = failure.problem.kind in _NEEDS_A_PERSON
+        if needs_a_person or asyncio.get_running_loop().time() < failure.at + _REST_S:
             raise HostProblem(failure.problem.user_message, kind=failure.problem.kind)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, host: str, variables: Mapping[str, str], ssh: Sequence[str]) -> AsyncIterator[None]:
+    async def _turn(self, host: str, ssh: Sequence[str]) -> AsyncIterator[None]:
         """Wait until a contact of this host may begin."""
         if host not in self._routes:
             async with self._finding:
-                route = await self._find_route(host, variables, ssh)
+                route = await self._find_route(host, ssh)
             self._routes[host] = route
         async with contextlib.AsyncExitStack() as stack:
             # In one order for all, and the common one last: a host that is slow must not hold a place for others.
@@ -176,9 +169,9 @@ class Contacts:
             self._all.release()
 
 
-async def find_route_of(host: str, variables: Mapping[str, str], ssh: Sequence[str]) -> Sequence[str]:
+async def find_route_of(host: str, ssh: Sequence[str]) -> Sequence[str]:
     """Return the servers on the way to a host: itself, and its jump hosts. Without an answer: only the host."""
-    options = await read_options(host, variables=variables, ssh=ssh, deadline_s=_ROUTE_S)
+    options = await read_options(host, ssh=ssh, deadline_s=_ROUTE_S)
     server = options.get("hostname", host)
     jumps = [_strip(jump) for jump in options.get("proxyjump", "none").split(",") if jump != "none"]
     return (f"{server}:{options.get('port', '22')}", *jumps)

@@ -36,7 +36,6 @@ from .contacts import Contacts
 from .far_side import PROLOGUE_S
 from .host_list import Host, list_hosts
 from .host_memory import HostMemory, HostRecord
-from .latest_caller import LatestCaller
 from .open_ssh import HostProblem
 from .options import PROLOGUE
 from .prologues import KernelPrologues
@@ -102,7 +101,6 @@ class SshManager:
     claim_name = "lease"
     other_holders = "other kernels of these machines"
     holds_claims = False
-    cluster_id = ""
 
     def __init__(
         self,
@@ -119,7 +117,6 @@ class SshManager:
         digest = hashlib.sha256(f"{key_pair.public} {socket.gethostname()}".encode()).hexdigest()
         self._agent_name = f"agent-ssh-{digest[:8]}"
         self._contacts = Contacts()
-        self._caller = LatestCaller(os.environ)
         self._forgave_at = -math.inf
         self._must_forgive = False
         """True if a caller has come since failed logins were forgotten. A start of that caller may wait."""
@@ -144,16 +141,8 @@ class SshManager:
         await cancel_all(self._tasks)
         self._memory.close()
 
-    def places(self) -> Sequence[str]:
-        return ()
-
-    def note_caller(self, variables: Mapping[str, str]) -> None:
-        """Use the latest caller's credentials for each new connection.
-
-        A failed login is tried again, as a person may have mended it: with other credentials at once, else seldom.
-        """
-        if self._caller.note(variables):
-            self._forgave_at = -math.inf
+    def note_caller(self) -> None:
+        """Try a failed login again, unless that was done a moment ago: a person may have mended it."""
         self._must_forgive = True
         self._forgive()
 
@@ -390,7 +379,6 @@ class SshManager:
             self._settings,
             name,
             kernel_prologue=prologue,
-            variables=self._caller.variables(),
             deadline_s=_PROLOGUE_S,
         )
 
@@ -404,7 +392,6 @@ class SshManager:
             self._settings,
             host.name,
             question=encode(question),
-            variables=self._caller.variables(),
             deadline_s=_START_AGENT_S if begins else _ASK_S,
         )
         try:

@@ -46,7 +46,6 @@ async def run_on_host(
     *,
     archive: Callable[[], bytes],
     python: str = "",
-    variables: Mapping[str, str] = {},
     ssh: Sequence[str] = ("ssh",),
     deadline_s: float = 30.0,
     report: Callable[[str], object] = lambda step: None,
@@ -58,9 +57,9 @@ async def run_on_host(
     answer with a "problem" raises `HostProblem` with that text, and with its "kind" if it has one.
 
     `python` is the interpreter on the host, which may begin with `~/`; empty: the first good one of the usual names.
-    `variables` are set for ssh, and an empty value unsets one. `ssh` is the client and its options. `report` gets each
-    step that is done: "master" (an open connection is used), "shell" (the login), "python", and what the program says
-    as {"step": …}. An error of `report` or `archive` is raised here.
+    `ssh` is the client and its options. `report` gets each step that is done: "master" (an open connection is used),
+    "shell" (the login), "python", and what the program says as {"step": …}. An error of `report` or `archive` is raised
+    here.
     """
     if not host or host.startswith("-") or not host.isprintable() or " " in host:
         raise HostProblem(f"{host!r} is no name of a host: correct the list of hosts", kind="ssh")
@@ -72,8 +71,7 @@ async def run_on_host(
     secret = secrets.token_hex(8)
     content = write_program(program, arguments, secret, deadline_s)
     line = write_line(secret, len(content), python)
-    environment = _build_environment(variables)
-    client = _Client(environment)
+    client = _Client(_build_environment())
     shown = show_command(ssh)
     exchange = _Exchange(host, write_mark(secret), content, archive, python, report, shown)
     loop = asyncio.get_running_loop()
@@ -97,7 +95,7 @@ async def run_on_host(
 
 
 async def read_options(
-    host: str, *, variables: Mapping[str, str] = {}, ssh: Sequence[str] = ("ssh",), deadline_s: float = 2.0
+    host: str, *, ssh: Sequence[str] = ("ssh",), deadline_s: float = 2.0
 ) -> dict[str, str]:
     """Return the options that ssh would use for a host, by their names in small letters (`ssh -G`).
 
@@ -106,7 +104,7 @@ async def read_options(
     asked = _Printing()
     try:
         command = prepare_command(ssh)
-        client = _Client(_build_environment(variables))
+        client = _Client(_build_environment())
         async with client.running([*command, "-G", "--", host], asked, leave_s=0):
             await asyncio.wait([asked.closed], timeout=deadline_s)
     except (OSError, HostProblem):
@@ -118,10 +116,9 @@ async def read_options(
     return options
 
 
-def _build_environment(variables: Mapping[str, str]) -> dict[str, str]:
+def _build_environment() -> dict[str, str]:
     """Return the environment of ssh: this process's, without all that could open a window to ask."""
-    environment = {**os.environ, **variables}
-    environment = {name: value for name, value in environment.items() if value or name not in variables}
+    environment = dict(os.environ)
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS"):
         environment.pop(name, None)
     return {**environment, "SSH_ASKPASS_REQUIRE": "never"}

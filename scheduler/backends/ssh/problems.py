@@ -348,7 +348,7 @@ def _advise_login(host: str, methods: str, ssh: str) -> str:
     if "publickey" not in names:
         return f"keep a connection open with `{ssh} -fNM {host}`, and set ControlPath in ~/.ssh/config"
     kerberos = " or `kinit`" if any(name.startswith("gssapi") for name in names) else ""
-    return f"run `ssh-add`{kerberos} in your session, then `roost nodes`"
+    return f"run `ssh-add`{kerberos} in your session, then `roost restart-service`"
 
 
 def _explain_changed_key(host: str, errors: str, ssh: str) -> HostProblem | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from roost.scheduler.backends.node_archive import pack
@@ -17,14 +16,10 @@ async def ask_host(
     settings: RoostSshBackend,
     host: str,
     *,
-    variables: Mapping[str, str] = {},
     deadline_s: float,
     **task: Any,
 ) -> dict[str, Any]:
-    """Return a host's answer to a task, which `far_side.write_program` describes. Raises `HostProblem`.
-
-    `variables` are those of the latest caller.
-    """
+    """Return a host's answer to a task, which `far_side.write_program` describes. Raises `HostProblem`."""
     archive, digest = pack()
     return await contacts.run(
         host,
@@ -32,7 +27,6 @@ async def ask_host(
         {"digest": digest, "prologue": "\n".join(settings.prologue), **task},
         archive=lambda: archive,
         python=settings.python,
-        variables=variables,
         ssh=settings.command(),
         deadline_s=deadline_s,
     )

@@ -25,6 +25,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.yarn.settings:RoostYarnBackend",
     create="roost.scheduler.backends.yarn.backend:create",
     address_variable="HADOOP_CONF_DIR",
+    cluster="roost.scheduler.backends.yarn.hadoop_conf:name_cluster",
     packages=("yarn_api_client",),
     has_agent_per_kernel=True,
     request_options=(

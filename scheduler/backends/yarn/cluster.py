@@ -90,14 +90,9 @@ class YarnCluster(PodCluster):
         self._reader: set[asyncio.Task[Any]] = set()
         self._is_joined = False
 
-    def places(self) -> Sequence[str]:
-        return self._rest.addresses
-
     async def join(self) -> str:
         await cancel_all(self._reader)
-        self.cluster_id = str(
-            (await self._rest.info()).get("id", "")
-        )  # raises if no ResourceManager is active
+        await self._rest.info()  # raises if no ResourceManager is active
         conf = await self._rest.conf()
         self._creator.heartbeat_s, self._creator.expiry_s = read_heartbeat_s(conf), read_expiry_s(conf)
         self._applications.schedulers = self._find_schedulers(conf)

@@ -11,6 +11,8 @@ from pathlib import Path
 from roost.launchers.daemon.file_input import UnfitFile, read_content
 from roost.scheduler.errors import ConfigError
 
+from .settings import RoostYarnBackend
+
 Conf = Mapping[str, str]
 
 _MOST_SITE_BYTES = 16 << 20
@@ -23,6 +25,11 @@ _MISSING = (
     "no YARN cluster is named: set HADOOP_CONF_DIR to a folder with yarn-site.xml, or c.RoostYarnBackend.address to "
     "the web addresses of the ResourceManagers (http://rm1:8088,http://rm2:8088)."
 )
+
+
+def name_cluster(settings: RoostYarnBackend) -> str:
+    """Return the address of the cluster that the settings name, as `BackendSpec.cluster` wants it."""
+    return ",".join(find_web_addresses(settings.address))
 
 
 def find_web_addresses(address: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from kit.clusters.ray.elastic_raylets import ElasticRaylets
 from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, read_pages
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.backends.ray import guard, join, nodes, placement_groups
+from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import Cancelled, NoNodeEver, RoostError
 from roost.scheduler.messages import Event, Kernel
@@ -82,8 +83,15 @@ def test_a_cancelled_start_leaves_no_group(elastic: Elastic) -> None:
         start.result(allow_s(30))
 
 
-def test_services_bring_no_more_nodes_than_the_cap(elastic: Elastic) -> None:
-    """Two services ask for one node each, at once; further starts of one of them wait as well."""
+def test_services_bring_no_more_nodes_than_the_cap(
+    elastic: Elastic, module_runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services of two users ask for one node each, at once; further starts of one of them wait as well."""
+    monkeypatch.setattr(
+        service_connection,
+        "service_folder",
+        lambda _, options, *__: module_runtime_dir / f"scheduler-ray-{options['scale_after_s']}",
+    )
     services = [connect("ray", max_new_nodes=1, scale_after_s=seconds) for seconds in (30, 31)]
     heard: list[Event] = []
     for service in services:

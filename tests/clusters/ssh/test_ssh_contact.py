@@ -336,14 +336,18 @@ async def test_a_process_of_the_way_that_is_killed(sshd: OwnSshd, victim: str, k
     assert cause in text
 
 
-async def test_the_latest_callers_agent_is_asked(sshd: OwnSshd, tmp_path: Path) -> None:
+async def test_the_services_own_agent_is_asked(
+    sshd: OwnSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sshd.start()
     sshd.configure_client(IdentityFile="none", IdentityAgent="SSH_AUTH_SOCK", IdentitiesOnly="no")
     socket_path = str(tmp_path / "agent")
     with started("ssh-agent", "-D", "-a", socket_path, makes=socket_path):
         run_tool("ssh-add", "-q", f"{tmp_path}/user_key", SSH_AUTH_SOCK=socket_path)
-        assert await contact(sshd, variables={"SSH_AUTH_SOCK": socket_path})
-        await problem_of(sshd, "authentication", variables={"SSH_AUTH_SOCK": ""})
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
+        assert await contact(sshd)
+        monkeypatch.delenv("SSH_AUTH_SOCK")
+        await problem_of(sshd, "authentication")
 
 
 async def test_a_persons_open_connection_is_used(
@@ -398,9 +402,9 @@ async def test_no_configuration_lets_roost_leave_a_master(sshd: OwnSshd, tmp_pat
 
 async def test_the_way_to_a_host_names_its_jump_hosts(sshd: OwnSshd) -> None:
     server = f"127.0.0.1:{sshd.port}"
-    assert await find_route_of("n1", {}, sshd.ssh) == (server,)
+    assert await find_route_of("n1", sshd.ssh) == (server,)
     sshd.configure_client(ProxyJump="ada@login:2222,gate")
-    assert await find_route_of("n1", {}, sshd.ssh) == (server, "login:2222", "gate")
+    assert await find_route_of("n1", sshd.ssh) == (server, "login:2222", "gate")
 
 
 def add_jump(server: OwnSshd, lines: str = "", **options: str) -> None:

@@ -155,7 +155,7 @@ def test_a_restart_on_another_service_has_the_prologue_too(install: Install) -> 
     assert install("--option", "prologue=export WHERE=$(hostname)", "--label", "rack=3") == 0
     with roost.start_kernel("far") as kernel:
         assert ask(kernel, "import os; print(os.environ['WHERE'])") == "n3"
-        assert main.main(["restart-service", "--backend", "ssh", "--here"]) == 0
+        assert main.main(["restart-service", "--backend", "ssh"]) == 0
         kernel.restart()
         assert ask(kernel, "import os; print(os.environ['WHERE'])") == "n3"
 

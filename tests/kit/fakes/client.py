@@ -78,9 +78,8 @@ class StubClient:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
-        self.elsewhere: list[StubClient] = []
+        self.worlds: list[str] = []
         self.elsewhere_count = 0
-        self.world, self.is_elsewhere = "", False
         self.backend, self.options = "ray", dict[str, Any]()
         self.asked: list[tuple[Any, ...]] = []
         self.cluster: list[Node] = list(NODES)
@@ -101,8 +100,8 @@ class StubClient:
     def service_folder(self) -> Path:
         return Path("/nowhere/scheduler-ray")
 
-    def find_elsewhere(self) -> list[StubClient]:
-        return self.elsewhere
+    def find_worlds(self) -> list[str]:
+        return self.worlds
 
     def service(self) -> Answer:
         who = {"protocol": 2, "version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379"}

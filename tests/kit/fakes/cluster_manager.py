@@ -34,7 +34,6 @@ class FakeManager:
     claim_name = "claim"
     other_holders = "fake tasks"
     holds_claims = True
-    cluster_id = "fake-1"
 
     def __init__(self, *agents: FakeAgent) -> None:
         self.agents = {agent.name: agent for agent in agents}
@@ -49,9 +48,6 @@ class FakeManager:
         self.calls: list[str] = []
         self.held: dict[str, asyncio.Event] = {}
         self.membership: Membership[FakeNode] = Membership("Fake", join=self._join, fetch=self._fetch)
-
-    def places(self) -> Sequence[str]:
-        return ()
 
     async def close(self) -> None: ...
 

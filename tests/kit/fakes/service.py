@@ -36,6 +36,7 @@ class FakeService:
         self.version = version
         self.launch_timeout_s = DEFAULT_LAUNCH_TIMEOUT_S
         self.node_start_timeout_s = 0.0
+        self.options: dict[str, Any] = {}
         self.protocol = service_folder.PROTOCOL
         self.agent_protocol = PROTOCOL
         self.calls: list[tuple[str, Any]] = []
@@ -111,7 +112,7 @@ class FakeService:
         return {
             "protocol": self.protocol, "agent_protocol": self.agent_protocol, "version": self.version or __version__,
             "pid": os.getpid(), "backend": "local", "address": "", "launch_timeout_s": self.launch_timeout_s,
-            "node_start_timeout_s": self.node_start_timeout_s,
+            "node_start_timeout_s": self.node_start_timeout_s, "options": self.options,
         }  # fmt: skip
 
     def _leave(self, _: Any) -> dict[str, Any]:
@@ -205,7 +206,8 @@ def _held(folder: Path, backend: str, address: str) -> Iterator[None]:
     """Hold the daemon's lock as `daemon.hold` does, but without its signal handlers."""
     import fcntl
 
-    facts = {"pid": os.getpid(), "backend": backend, "address": address}
+    options = {"address": address} if address else {}
+    facts = {"pid": os.getpid(), "backend": backend, "address": address, "options": options}
     (folder / "ready.json").write_text(json.dumps(facts))
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

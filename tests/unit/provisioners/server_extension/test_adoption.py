@@ -92,6 +92,24 @@ async def test_the_kernels_of_this_servers_name_are_found(service: FakeService, 
     assert await find(finder) == (["a"], [])
 
 
+async def test_a_kernel_of_another_world_is_named_once_with_its_end(
+    service: FakeService,
+    finder: KernelFinder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with monkeypatch.context() as job:
+        job.setattr(finder._state, "_world", "0ddba11f")
+        finder._state.note("k-1", name="roosted")
+    finder._state.note("k-2", name="roosted")
+    answer(service, page(), page(), page(), page())
+    for _ in range(2):
+        assert [each.kernel_id for each in await finder.find()] == ["k-2"]
+    (said,) = [each for each in caplog.messages if "another world" in each]
+    assert said.startswith("roost: kernel k-1 is not adopted: it is in another world of yours")
+    assert said.endswith("`ROOST_SERVICE_NAME=0ddba11f roost stop k-1` ends it.")
+
+
 @pytest.mark.parametrize(
     ("incomplete", "said"),
     [

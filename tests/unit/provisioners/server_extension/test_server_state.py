@@ -16,6 +16,7 @@ import pytest
 from kit.machine.bad_files import BAD_FILES
 from kit.machine.cases import find_wrong
 from kit.machine.killed_writer import die_while_writing
+from roost.launchers.daemon.world import find_world
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import ConfigError
@@ -72,7 +73,7 @@ def test_a_server_may_wait_for_the_end_of_the_other_one(caplog: pytest.LogCaptur
         first.close()
         state = second.result(allow_s(10))
     assert state.has_lock
-    assert state.kernels == {"kernel": {"name": "roosted"}}
+    assert state.kernels == {"kernel": {"name": "roosted", "world": find_world()}}
     state.close()
 
 
@@ -83,7 +84,8 @@ def test_the_next_server_knows_the_kernels() -> None:
     first.forget("gone")
     first.forget("never there")
     first.close()
-    assert ServerState("ours").kernels == {"k": {"name": "python3", "cwd": "/work", "session": "a.ipynb"}}
+    facts = {"name": "python3", "cwd": "/work", "session": "a.ipynb", "world": find_world()}
+    assert ServerState("ours").kernels == {"k": facts}
 
 
 def test_a_cell_that_was_held_is_told_once_and_to_its_client() -> None:

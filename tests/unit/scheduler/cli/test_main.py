@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from jupyter_core.paths import jupyter_config_path
 
 import roost
 from kit.fakes.client import Answer, StubClient, document, run
-from roost.scheduler.cli import commands, doctor, main
-from roost.scheduler.client import service_connection, settings_path
+from roost.scheduler.cli import commands, main
+from roost.scheduler.client import service_connection
 from roost.scheduler.client.service_connection import no_answer
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError
@@ -64,11 +63,8 @@ def test_doctor_reads_the_settings_of_the_next_scheduler(
     (found,) = (each for each in findings if each["level"] == "error")
     assert "no option of c.RoostScheduler named max_gpu" in found["what"]
     assert "keeps its earlier settings" in found["do"]
-    monkeypatch.setattr(
-        doctor,
-        "find_twins",
-        lambda _: [{"level": "warning", "what": "two", "do": "run `roost restart-service`"}],
-    )
+    found = [{"level": "warning", "what": "two", "do": "run `roost restart-service`"}]
+    monkeypatch.setattr(client, "doctor", lambda **_: Answer(found))
     findings = document(capsys, "doctor", code=1)["findings"]
     (two,) = (each for each in findings if each["what"] == "two")
     assert two["do"] == "run `roost restart-service`; correct the settings first, or the restart is refused"
@@ -89,38 +85,6 @@ sys.exit(main(["doctor"]))
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "install the driver" in done.stdout
-
-
-@pytest.mark.parametrize("where", ["theirs", "ours", "nowhere"])
-def test_doctor_names_a_service_that_reads_its_settings_elsewhere(
-    client: StubClient,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    where: str,
-) -> None:
-    folders = {name: tmp_path / name for name in ("theirs", "ours", "nowhere")}
-    folders[where].mkdir()
-    (folders[where] / "jupyter_roost_config.py").write_text("")
-    path = [str(folders["theirs"]), *jupyter_config_path()[1:]]
-    monkeypatch.setattr(settings_path, "jupyter_config_path", lambda: [str(folders["ours"]), *path[1:]])
-    facts = {**client.service().answer, "config_path": path}
-    monkeypatch.setattr(client, "service", lambda: Answer(facts))
-    findings = document(capsys, "doctor", "--backend", "ray")["findings"]
-    found = [each for each in findings if "reads its settings" in each["what"]]
-    if where == "nowhere":
-        assert found == []
-        return
-    assert found == [
-        {
-            "level": "warning",
-            "what": f"this service reads its settings from {folders['theirs']}, and this shell from {folders['ours']}",
-            "do": "if it should read those of this shell, run `roost restart-service --backend ray --here`: "
-            "kernels live on",
-        }
-    ]
-    given = document(capsys, "doctor", "--backend", "ray", "--backend-option", "config_file=/x", code=1)
-    assert not [each for each in given["findings"] if "reads its settings" in each["what"]]
 
 
 def test_doctor_repairs_only_if_asked(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,11 @@
-"""Two services for one cluster, as `roost doctor` reports them, and what `roost restart-service` prints."""
+"""What `roost restart-service` prints, and the options that it keeps."""
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,48 +13,8 @@ from kit.fakes.client import StubClient, run
 from roost.scheduler.cli import services
 from roost.scheduler.cli.commands import build_parser
 from roost.scheduler.cli.options import scheduler_options
-from roost.scheduler.cli.services import find_twins
-from roost.scheduler.client import cluster_record
 from roost.scheduler.client.advice import write_command
-from roost.scheduler.client.client import Client
-from roost.scheduler.client.cluster_record import ClusterRecord, write_record
 from roost.scheduler.client.service_restart import Restart
-
-HEAD = "192.0.2.7:6379"
-
-
-@pytest.fixture
-def twin(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterRecord:
-    """Return the record of a second service for the cluster of `scheduler-ray`. Both seem to run."""
-    monkeypatch.setattr(cluster_record, "is_alive", lambda folder: (folder / "ready.json").exists())
-    record = ClusterRecord(backend="ray", cluster_id="c", places=(HEAD,), options={"address": HEAD})
-    own = ClusterRecord(backend="ray", cluster_id="c", places=("192.0.2.8:6379",), options={})
-    for name, each in (("scheduler-ray", own), ("scheduler-ray-1", record)):
-        (runtime_dir / name).mkdir(mode=0o700)
-        (runtime_dir / name / "ready.json").write_text(json.dumps({"pid": os.getpid()}))
-        write_record(runtime_dir / name, each)
-    return record
-
-
-def test_doctor_names_a_second_service_and_how_to_join_them(twin: ClusterRecord) -> None:
-    (finding,) = find_twins(Client("ray"))
-    assert finding["level"] == "warning"
-    assert "scheduler-ray," in finding["what"]
-    assert "scheduler-ray-1 (pid" in finding["what"]
-    option = f"--backend ray --backend-option address={HEAD}"
-    assert f"`roost kernels {option}` lists them" in finding["do"]
-    assert f"`roost restart-service {option}` joins both" in finding["do"]
-
-
-def test_services_with_other_options_are_two_by_intent(twin: ClusterRecord, runtime_dir: Path) -> None:
-    write_record(runtime_dir / "scheduler-ray-1", replace(twin, options={**twin.options, "python": "x"}))
-    (finding,) = find_twins(Client("ray"))
-    assert "give both the same options" in finding["do"]
-
-
-def test_one_service_is_no_finding(runtime_dir: Path) -> None:
-    assert find_twins(Client("ray")) == []
-    assert find_twins(Client("local")) == []
 
 
 def test_a_written_command_is_one_that_can_be_typed() -> None:
@@ -66,48 +25,50 @@ def test_a_written_command_is_one_that_can_be_typed() -> None:
     assert scheduler_options(arguments) == options
 
 
-def test_a_variable_that_would_name_another_service_is_left_out(
-    twin: ClusterRecord, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_record(runtime_dir / "scheduler-ray-1", replace(twin, options={}))
-    monkeypatch.setenv("RAY_ADDRESS", HEAD)
-    (finding,) = find_twins(Client("ray"))
-    assert "`env -u RAY_ADDRESS roost kernels --backend ray`" in finding["do"]
-
-
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("given", "running", "wanted"),
     [
-        (("/a", "/b"), ("/c",), "It reads its settings from /c, and the last one read them from /a, /b."),
-        ((), ("/c",), "It also reads settings from /c."),
-        (("/a",), (), "It does not read the settings in /a, as the last one did."),
-        ((), (), ""),
+        ({}, {"address": "h:1", "python": "x"}, {"address": "h:1", "python": "x"}),
+        ({"address": "h:2"}, {"address": "h:1", "python": "x"}, {"address": "h:2", "python": "x"}),
+        ({"python": "y"}, {"address": "h:1", "python": "x"}, {"python": "y"}),
+        ({"python": "y"}, None, {"python": "y"}),
+        ({}, None, {}),
     ],
 )
-def test_a_restart_says_where_the_settings_are_if_that_changes(
+def test_a_restart_keeps_the_options_unless_it_has_some(
     client: StubClient,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    before: tuple[str, ...],
-    now: tuple[str, ...],
-    said: str,
+    given: Mapping[str, Any],
+    running: Mapping[str, Any] | None,
+    wanted: Mapping[str, Any],
 ) -> None:
-    done = Restart(
-        ended_pid=1,
-        was_killed=False,
-        pid=2,
-        address_before="h:1",
-        took_s=0.1,
-        kept=(),
-        path_before=before,
-        path_now=now,
-    )
-    monkeypatch.setattr(services, "restart_service", lambda *_, **__: done)
-    client.unreachable = ["n7"] if said else []
-    code, out, _ = run(capsys, "restart-service", "--backend", "ray", "--here")
+    asked: list[Mapping[str, Any]] = []
+
+    def restart(folder: Path, backend: str, options: Mapping[str, Any]) -> Restart:
+        asked.append(options)
+        return Restart(ended_pid=1, was_killed=False, pid=2, took_s=0.1)
+
+    monkeypatch.setattr(services, "restart_service", restart)
+    monkeypatch.setattr(services, "read_options", lambda _: running)
+    client.options = dict(given)
+    assert run(capsys, "restart-service", "--backend", "ray")[0] == 0
+    assert asked == [wanted]
+
+
+@pytest.mark.parametrize("unreachable", [[], ["n7"]])
+def test_a_restart_says_what_lives_on(
+    client: StubClient,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    unreachable: list[str],
+) -> None:
+    done = Restart(ended_pid=1, was_killed=False, pid=2, took_s=0.1)
+    monkeypatch.setattr(services, "restart_service", lambda *_: done)
+    client.unreachable = unreachable
+    code, out, _ = run(capsys, "restart-service", "--backend", "ray")
     assert code == 0
-    assert ("; more may live on n7, where no agent answers now." in out) is bool(said)
-    ended, begun, *more = out.splitlines()
-    assert ended == "The service of ray at h:1 (pid 1) has ended."
-    assert begun.startswith("The next one (pid 2) serves ray at 192.0.2.1:6379 after 0.1 s, ")
-    assert more == ([said] if said else [])
+    assert ("; more may live on n7, where no agent answers now." in out) is bool(unreachable)
+    ended, begun = out.splitlines()
+    assert ended == "The service of ray at 192.0.2.1:6379 (pid 1) has ended."
+    assert begun.startswith("The next one (pid 2) serves after 0.1 s, ")

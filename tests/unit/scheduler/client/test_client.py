@@ -516,6 +516,19 @@ def test_connect_shares_by_backend_and_options(runtime_dir: Path) -> None:
     assert connect(gpus=2).options == {"gpus": 2}
 
 
+def test_other_options_than_the_services_are_refused(service: FakeService) -> None:
+    service.options = {"gpus": 1, "config_file": "/caps.py"}
+    assert connect().kernels().result(allow_s(60)) == []
+    assert connect(gpus=1).kernels().result(allow_s(60)) == []
+    with pytest.raises(ConfigError) as refused:
+        connect(gpus=2, cpus=4).kernels().result(allow_s(60))
+    assert str(refused.value) == (
+        f"The service of local (pid {os.getpid()}) was started without gpus=2, cpus=4, and has gpus=1. "
+        "`roost restart-service --backend-option gpus=2 --backend-option cpus=4` starts the next one with it, and "
+        "kernels live on."
+    )
+
+
 def test_another_address_in_the_environment_is_another_service(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,8 @@ from typing import NoReturn
 import pytest
 
 from roost.scheduler.backends.docker.cluster import read_node
-from roost.scheduler.backends.docker.engine import Engine, EngineError, find_address
-from roost.scheduler.backends.docker.settings import RoostDockerBackend
+from roost.scheduler.backends.docker.engine import Engine, EngineError
+from roost.scheduler.backends.docker.settings import RoostDockerBackend, find_address
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 

@@ -197,17 +197,6 @@ async def test_an_answer_without_a_form_is_one_sentence(
     assert "n1 answered with what roost cannot read (" in nodes(manager)["n1"].drains_because
 
 
-async def test_a_new_caller_clears_what_has_failed(make: Any, hosts: Hosts, tmp_path: Path) -> None:
-    manager = make("n1")
-    tickets = tmp_path / "tickets"
-    tickets.touch()
-    manager.note_caller({"KRB5CCNAME": f"FILE:{tickets}"})
-    assert hosts.cleared == 1
-    manager._caller.variables()
-    manager.note_caller({"KRB5CCNAME": f"FILE:{tickets}"})
-    assert hosts.cleared == 1
-
-
 async def test_an_agent_whose_port_is_closed_for_this_machine_is_one_sentence(
     make: Any, hosts: Hosts
 ) -> None:
