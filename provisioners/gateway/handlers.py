@@ -29,7 +29,6 @@ from tornado import web
 from roost.provisioners.application import build_http_error as refuse
 from roost.provisioners.server_extension.kernel_status import StatusHandler
 from roost.provisioners.server_extension.outputs import OutputsHandler
-from roost.provisioners.server_extension.reasons import hide_users
 
 from .gateway import Gateway
 from .own_kernels import refuse_kernel
@@ -342,13 +341,9 @@ class Logo(GatewayHandler, KernelSpecResourceHandler):  # type: ignore[misc]
 
 
 class Status(GatewayHandler, StatusHandler):
-    """The status of a kernel of the caller, also the reason of its end. It names no other user."""
+    """The status of a kernel of the caller, also the reason of its end."""
 
     access = "kernel"
-
-    def finish(self, chunk: Any = None, **options: Any) -> Any:
-        """Send the status. A reason of a backend may name the holder of a machine."""
-        return super().finish(hide_users(chunk) if isinstance(chunk, str) else chunk, **options)
 
 
 class Outputs(GatewayHandler, OutputsHandler):

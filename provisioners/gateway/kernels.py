@@ -17,7 +17,7 @@ from roost.provisioners.kernel_json import PROVISIONER, find_provisioner
 from roost.provisioners.request_options import read_seconds
 from roost.provisioners.server_extension.chosen_id import read_kernel_id
 from roost.provisioners.server_extension.pending_starts import PendingStarts
-from roost.provisioners.server_extension.reasons import describe, hide_users
+from roost.provisioners.server_extension.reasons import describe
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError, RoostError
 
@@ -66,7 +66,7 @@ class GatewayKernels(PendingStarts):
             self.gateway.audit.write("start", outcome="taken back", **facts)
             raise
         except Exception as problem:
-            sentence = hide_users(describe(problem))
+            sentence = describe(problem)
             self.gateway.audit.write("start", outcome="refused", sentence=sentence, **facts)
             if isinstance(problem, HTTPError):
                 raise refuse(problem.status_code, sentence) from None
@@ -191,13 +191,6 @@ class GatewayKernels(PendingStarts):
         """Change the session's name in a kernel's next restart. Jupyter Server would add its whole environment."""
         names = {name: value for name, value in env.items() if name == "JPY_SESSION_NAME"}
         super().update_env(kernel_id=kernel_id, env=names)
-
-    def kernel_model(self, kernel_id: str) -> dict[str, Any]:
-        """Return a kernel for the REST API. Its reason names nobody else."""
-        model: dict[str, Any] = super().kernel_model(kernel_id)
-        if "reason" in model:
-            model["reason"] = hide_users(model["reason"])
-        return model
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> Any:
         """Restart a kernel, and write it into the audit file."""

@@ -16,7 +16,6 @@ from roost.scheduler.messages import Kernel
 
 from .client_message import ClientMessage
 from .held_messages import FULL, HeldMessages
-from .reasons import hide_users
 from .waiting_line import WaitingLine
 
 _NOT_SENT = "The cell could not be sent to the kernel: run it again."
@@ -146,13 +145,8 @@ class PendingStart:
                 message.sender.speak("shell", "execute_reply", build_reply(error), message.header)
                 self.send("status", {"execution_state": "idle"}, message.header)
 
-    def hide_others(self, text: str) -> str:
-        """Return a text as this start's clients may read it: without other users, unless they may be shown."""
-        return text if self.shows_others else hide_users(text)
-
     def fail(self, sentence: str) -> None:
         """Note that there will be no kernel, and end the held cells."""
-        sentence = self.hide_others(sentence)
         self.state, self.problem = "failed", sentence
         self.km.execution_state, self.km.reason = "dead", sentence
         self.end_cells(sentence)

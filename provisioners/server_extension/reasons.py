@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from tornado.web import HTTPError
 
 from roost.scheduler.errors import RoostError
-
-_USERS_KERNEL = re.compile(r"[\w.@-]+'s kernel\b")
-"""The words for a kernel of another user of a machine, in the reasons of backends."""
-
-
-def hide_users(text: str) -> str:
-    """Return a reason without the names of other users."""
-    return _USERS_KERNEL.sub("another user's kernel", text)
 
 
 def describe_end(km: Any) -> str:

@@ -56,7 +56,7 @@ class WaitingReport:
             change.cancel()
 
     async def _describe(self, kernel: Kernel) -> str:
-        text = self._start.hide_others(describe_wait(kernel))
+        text = describe_wait(kernel)
         if kernel.state != "queued" or kernel.is_pending:
             return text
         with suppress(RoostError, asyncio.TimeoutError):
