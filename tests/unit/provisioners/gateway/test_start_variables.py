@@ -96,9 +96,13 @@ def test_a_forged_name_is_refused() -> None:
     assert refuse({"KERNEL_USERNAME": "eve"}) == 403
     assert refuse({"KERNEL_USERNAME": "Ada"}) == 403
     assert refuse({"KERNEL_USERNAME": ["ada"]}) == 400
-    assert build({"KERNEL_USERNAME": "eve"}, client_envs=[], person=EVERYBODY)["KERNEL_USERNAME"] == "eve"
-    assert build({}, person=EVERYBODY)["KERNEL_USERNAME"] == EVERYBODY
-    assert refuse({"KERNEL_USERNAME": "../x"}, person=EVERYBODY) == 403
+    assert refuse({"KERNEL_USERNAME": "ada"}, person=EVERYBODY) == 403  # a person may have this name
+
+
+def test_trust_believes_a_name() -> None:
+    assert build({"KERNEL_USERNAME": "eve"}, person=EVERYBODY, users="trust")["KERNEL_USERNAME"] == "eve"
+    assert build({}, person=EVERYBODY, users="trust")["KERNEL_USERNAME"] == EVERYBODY
+    assert refuse({"KERNEL_USERNAME": "../x"}, person=EVERYBODY, users="trust") == 403
 
 
 @pytest.mark.parametrize("value", ["a\0b", "a\nb", "a\rb", "x" * 4097, 1, None, ["x"], {"a": "b"}])
