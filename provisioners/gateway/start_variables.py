@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from string import Template
 from typing import Any
 
+from roost.placement.model import visible_gpus
 from roost.provisioners.application import build_http_error as refuse
 
 from .settings import RoostGateway
@@ -26,7 +27,10 @@ GUARDED = (
     "KERNEL_NODE_LABEL", "KERNEL_PRIORITY", "KERNEL_REMOTE_HOST", "KERNEL_POD_NAME",
 )  # fmt: skip
 """Variables that say as whom a kernel runs, of what, or where: a client needs the operator's leave."""
-INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR")
+INHERITED = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR",
+    *visible_gpus.VARIABLES,  # a kernel of `local` gets only the GPUs that the gateway may use
+)  # fmt: skip
 """Variables of the gateway that all kernels get, as `fnmatch` patterns."""
 _MOST_CHARACTERS = 4_096
 _MOST_VARIABLES = 200

@@ -125,10 +125,10 @@ def test_only_a_longer_timeout_counts() -> None:
 
 
 def test_what_a_kernel_inherits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PATH", "LC_ALL", "SECRET", "PROJECT", "KERNEL_UID"):
+    for name in ("PATH", "LC_ALL", "SECRET", "PROJECT", "KERNEL_UID", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, name)
     found = inherit(RoostGateway(inherited_envs=["PROJ*", "KERNEL_*"]))
-    assert {"PATH", "LC_ALL", "PROJECT"} <= found.keys()
+    assert {"PATH", "LC_ALL", "PROJECT", "CUDA_VISIBLE_DEVICES"} <= found.keys()
     assert not {"SECRET", "KERNEL_UID"} & found.keys()
 
 
