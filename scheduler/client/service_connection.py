@@ -197,7 +197,7 @@ class ServiceConnection:
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
         pid = greeting.get("pid")
-        if greeting["agent_protocol"] != AGENT_PROTOCOL:
+        if greeting.get("agent_protocol") != AGENT_PROTOCOL:
             raise BackendUnavailable(
                 f"The scheduler service (pid {pid}) is roost {version}, whose agents have another protocol than those "
                 f"of roost {VERSION}: stop its kernels with roost {version}, or run `kill {pid}` and this again, which "

@@ -38,7 +38,8 @@ class FakeService:
         self.node_start_timeout_s = 0.0
         self.options: dict[str, Any] = {}
         self.protocol = service_folder.PROTOCOL
-        self.agent_protocol = PROTOCOL
+        self.agent_protocol: int | None = PROTOCOL
+        """None: a service that does not name it."""
         self.calls: list[tuple[str, Any]] = []
         self.kernels: dict[str, Kernel] = {}
         self.answers: dict[str, Callable[[Any], Any] | BaseException] = {}
@@ -109,8 +110,9 @@ class FakeService:
     def _hello(self, _: Any) -> dict[str, Any]:
         from roost import __version__
 
+        agents = {} if self.agent_protocol is None else {"agent_protocol": self.agent_protocol}
         return {
-            "protocol": self.protocol, "agent_protocol": self.agent_protocol, "version": self.version or __version__,
+            **agents, "protocol": self.protocol, "version": self.version or __version__,
             "pid": os.getpid(), "backend": "local", "address": "", "launch_timeout_s": self.launch_timeout_s,
             "node_start_timeout_s": self.node_start_timeout_s, "options": self.options,
         }  # fmt: skip

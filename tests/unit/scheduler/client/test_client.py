@@ -443,8 +443,11 @@ def test_an_older_service_is_asked_to_leave(service: FakeService, client: Client
     assert len(service.called("leave")) == 1
 
 
-def test_an_older_service_whose_agents_do_not_fit_is_left_alone(service: FakeService, client: Client) -> None:
-    service.version, service.agent_protocol = "0.0.1", 0
+@pytest.mark.parametrize("protocol", [0, None])  # the first services did not name it
+def test_an_older_service_whose_agents_do_not_fit_is_left_alone(
+    service: FakeService, client: Client, protocol: int | None
+) -> None:
+    service.version, service.agent_protocol = "0.0.1", protocol
     with pytest.raises(
         BackendUnavailable, match=rf"stop its kernels with roost 0\.0\.1, or run `kill {os.getpid()}`"
     ):
