@@ -38,7 +38,7 @@ help:
 	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         the tests without processes, and a sample of those on this machine and on a Ray cluster (6 minutes on two cores)'
 	@echo 'make machine      the other tests on this machine'
-	@echo 'make servers      Jupyter Server, its console and nbconvert on this machine'
+	@echo 'make servers      Jupyter Server, its console, nbconvert and the gateway on this machine'
 	@echo 'make forks        forked kernels against fresh ones: programs, spoilt forks'
 	@echo 'make ray, dask, docker, kubernetes, yarn, ssh'
 	@echo '                  the tests on such a cluster, and its tour; ray has the growing clusters and the browser'
