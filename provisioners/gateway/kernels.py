@@ -60,7 +60,10 @@ class GatewayKernels(PendingStarts):
                     kernel_id=kernel_id, kernel_name=name, env=environment, cwd=self.root_dir
                 )
             except BaseException:
-                self.gateway.own.forget(kernel_id, has_run=False)
+                if kernel_id in self:  # it came as its client went
+                    await self.shutdown_kernel(kernel_id, now=True)
+                else:
+                    self.gateway.own.forget(kernel_id, has_run=False)
                 raise
         except asyncio.CancelledError:
             self.gateway.audit.write("start", outcome="taken back", **facts)

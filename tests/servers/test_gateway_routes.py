@@ -28,6 +28,7 @@ from roost.provisioners.gateway.handlers import Channels, GatewayHandler
 from roost.provisioners.gateway.own_kernels import OwnKernelsOnly
 from roost.provisioners.gateway.token_file import TokenFile
 from roost.provisioners.jupyter_internals import read_launch_arguments
+from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import LimitExceeded, NoNodeEver
 from roost.testing.deadlines import allow_s, until
@@ -470,6 +471,28 @@ async def test_a_refusal_of_the_service_is_a_status(gateway: RunningGateway, ser
             assert answer.status == status, answer
     assert (await gateway.ask("eve", "GET", "/api/kernels")).json == []
     assert gateway.app.gateway.own.records == {}
+
+
+async def test_a_kernel_that_comes_as_its_client_goes_is_ended(
+    gateway: RunningGateway, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del service.answers["start"]
+    manager = gateway.app.kernel_manager
+    manager.answer_after_s = 20.0
+
+    async def go(_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(PendingStart, "open", go)
+    with pytest.raises(asyncio.CancelledError):
+        await manager.start_for("ada", "roosted")
+    assert (manager.list_kernel_ids(), manager.starts.pending, gateway.app.gateway.own.records) == (
+        [],
+        {},
+        {},
+    )
+    (start,) = service.called("start")
+    assert {each.kernel_id for each in service.called("stop")} == {start.kernel_id}
 
 
 async def test_a_start_without_a_person_is_refused(gateway: RunningGateway) -> None:
