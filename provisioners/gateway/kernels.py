@@ -126,12 +126,12 @@ class GatewayKernels(PendingStarts):
     def _check_caps(self, user: str) -> None:
         """Raise `HTTPError` if there is no room for one more kernel, of all backends, of this user or of all."""
         settings = self.gateway.settings
-        counted = [record.user for record in self.list_counted()]
-        own = counted.count(user)
+        own = sum(record.user == user for record in self.list_counted())
         if settings.max_kernels_per_user is not None and own >= settings.max_kernels_per_user:
             allowed = f"max_kernels_per_user allows {settings.max_kernels_per_user}"
             raise refuse(429, f"{user} has {own} kernels, and {allowed}: end one first.")
-        if settings.max_kernels is not None and len(counted) >= settings.max_kernels:
+        count = len({*self.list_kernel_ids(), *self.starts.pending})  # also those of nobody
+        if settings.max_kernels is not None and count >= settings.max_kernels:
             raise refuse(
                 429, f"The gateway has as many kernels as it may, {settings.max_kernels}: try later."
             )
