@@ -24,7 +24,8 @@ from .token_file import NAME_RULE, TokenFile, hash_token, is_name
 
 EVERYBODY = "everybody"
 """The one person whom the source `trust` knows."""
-_AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S+)", re.IGNORECASE)
+_AUTHORIZATION = re.compile(r"(?:token|bearer)\s+([!-~]+)", re.IGNORECASE)
+_TOKEN = re.compile(r"[!-~]+")
 _KNOWN_S, _UNKNOWN_S = 30.0, 5.0
 """How long an answer of the hub is kept: about a known token, and about an unknown one."""
 _MOST_ANSWERS = 10_000
@@ -59,8 +60,8 @@ def read_token(request: Any) -> str:
     """Return the token of a request: in the header `Authorization`, else as `?token=`; empty if it has none."""
     if match := _AUTHORIZATION.fullmatch(request.headers.get("Authorization", "").strip()):
         return match[1]
-    given = request.query_arguments.get("token", [])
-    return given[-1].decode(errors="replace") if given else ""
+    given = request.query_arguments.get("token", [b""])[-1].decode(errors="replace")
+    return given if _TOKEN.fullmatch(given) else ""
 
 
 def build_source(settings: RoostGateway, *, asks_for_token: bool) -> UserSource:

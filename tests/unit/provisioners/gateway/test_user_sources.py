@@ -54,6 +54,7 @@ def test_a_token_is_read_from_its_header_or_from_the_address() -> None:
     assert read_token(a_request("abc", query="other")) == "abc"
     for header in ("Basic abc", "token", "token a b", "abc"):
         assert read_token(a_request(Authorization=header)) == ""
+    assert read_token(a_request(query="abc\r\nX-Forwarded-User: root")) == ""
 
 
 @pytest.mark.parametrize("name", ["ada", "0", "a.b-c_d@e", "a" * 64])
