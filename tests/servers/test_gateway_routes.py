@@ -243,6 +243,10 @@ async def test_a_handler_that_says_nothing_about_its_access_is_refused(gateway: 
     assert not await authorizer.is_authorized(handler, None, "read", "kernels")
 
 
+async def test_no_caller_can_fill_the_memory(gateway: RunningGateway) -> None:
+    assert gateway.app.max_body_size == 1 << 20
+
+
 async def test_options_and_probes_are_open(gateway: RunningGateway) -> None:
     assert (await gateway.ask("", "GET", "/api")).status == 200
     for path in ("/api/kernels", "/api/sessions", "/api/kernelspecs"):
@@ -514,10 +518,12 @@ async def test_web_sites_need_leave_where_a_browser_sends_the_login(
         + f"""
 c.RoostGateway.users = "header"
 c.ServerApp.sock = {str(folder / "s")!r}
+c.ServerApp.sock_mode = "0666"
 c.ServerApp.allow_origin = "https://good.example"
 """
     )
     async with run_gateway(folder, config) as gateway:
+        assert gateway.app.sock_mode == "0660"
         ada = {"X-Forwarded-User": "ada"}
         kernel_id = (await gateway.ask("", "POST", "/api/kernels", {"name": "roosted"}, headers=ada)).json[
             "id"
