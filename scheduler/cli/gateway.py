@@ -46,8 +46,9 @@ def add_token(arguments: argparse.Namespace) -> int:
     """Add a token and print it, this one time."""
     if not is_name(arguments.user):
         raise ConfigError(f"{arguments.user!a:.80} is not possible as a name: a name has {NAME_RULE}.")
+    audit = _open_audit()  # it fails before there is a token that nobody has seen
     text, token = TokenFile().add(arguments.user, arguments.days)
-    _open_audit().write("token added", person=token.user, sentence=token.id)
+    audit.write("token added", person=token.user, sentence=token.id)
     document = {"token": text, **_to_document(token)}
 
     def show() -> None:
@@ -78,10 +79,10 @@ def list_tokens(arguments: argparse.Namespace) -> int:
 
 def remove_tokens(arguments: argparse.Namespace) -> int:
     """Remove a token by its id, or all tokens of a user. Their websockets close within a minute."""
+    audit = _open_audit()
     removed = TokenFile().remove(arguments.name)
     if not removed:
         raise ConfigError(f"There is no token {arguments.name!r:.80}: `roost gateway token list` lists them.")
-    audit = _open_audit()
     for token in removed:
         audit.write("token removed", person=token.user, sentence=token.id)
         if not arguments.json:
