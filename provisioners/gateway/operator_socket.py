@@ -39,7 +39,7 @@ def open_socket(kernels: Any, name: str) -> Any:
             found = [
                 each for each in kernels.list_kernel_ids() if each in records and records[each].user == user
             ]
-            for kernel_id in found:
+            for kernel_id in filter(kernels.has, found):  # its person may have ended it meanwhile
                 kernels.gateway.audit.write(
                     "admin", person="the operator", kernel=kernel_id, sentence="end a kernel"
                 )

@@ -25,6 +25,7 @@ from kit.jupyter.gateway import CONFIG, RunningGateway, let_starts_wait, run_gat
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.gateway import identity, kernels
 from roost.provisioners.gateway.handlers import Channels, GatewayHandler
+from roost.provisioners.gateway.operator_socket import list_kernels, open_socket, stop_kernels
 from roost.provisioners.gateway.own_kernels import OwnKernelsOnly
 from roost.provisioners.gateway.token_file import TokenFile
 from roost.provisioners.jupyter_internals import read_launch_arguments
@@ -594,6 +595,29 @@ async def test_a_removed_token_ends_its_websockets(gateway: RunningGateway, fold
     assert await asyncio.wait_for(read_until_closed(), allow_s(10)) == 1008
     assert sockets["eve"].close_code is None
     sockets["eve"].close()
+
+
+async def test_the_operator_ends_the_kernels_that_are_left(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = gateway.app.kernel_manager
+    adas, eves = [{await gateway.start(person) for _ in range(2)} for person in ("ada", "eve")]
+    end = manager.shutdown_kernel
+
+    async def end_all_of_ada(kernel_id: str) -> None:
+        """End also the kernels that the operator comes to next, as their person may do."""
+        assert kernel_id in manager
+        for each in adas:
+            await end(each)
+
+    server = open_socket(manager, "gateway")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(manager, "shutdown_kernel", end_all_of_ada)
+            assert set(await asyncio.to_thread(stop_kernels, "ada")) == adas
+        assert {each["id"] for each in await asyncio.to_thread(list_kernels)} == eves
+    finally:
+        server.stop()
 
 
 async def test_the_audit_file_says_who_did_what(gateway: RunningGateway) -> None:
