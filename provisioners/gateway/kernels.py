@@ -220,11 +220,11 @@ class GatewayKernels(PendingStarts):
         self._write("culled", kernel_id, sentence=reason)
 
     def _write(self, what: str, kernel_id: str, **facts: Any) -> None:
-        record = self.gateway.own.records.get(kernel_id)
-        known: Mapping[str, str] = (
-            {} if record is None else {"person": record.person, "kernelspec": record.kernel_name}
-        )
-        self.gateway.audit.write(what, kernel=kernel_id, **known, **facts)
+        own = self.gateway.own
+        record = own.records.get(kernel_id)
+        name = "" if record is None else record.kernel_name
+        person = own.find_person(kernel_id)  # also after its end
+        self.gateway.audit.write(what, person=person, kernelspec=name, kernel=kernel_id, **facts)
 
 
 def _read_options(spec: Any) -> Mapping[str, Any]:

@@ -625,11 +625,13 @@ async def test_the_audit_file_says_who_did_what(gateway: RunningGateway) -> None
     await gateway.ask("", "GET", "/api/kernels", headers={"Authorization": "token unknown-token"})
     await gateway.ask("", "GET", "/api/kernels", headers={"Authorization": "token unknown-token"})
     await gateway.ask("root", "DELETE", f"/api/kernels/{adas}?all=1")
+    gateway.app.kernel_manager.keep_reason(adas, "Nobody had used it.")
     lines = gateway.audit
     assert [(each["what"], each["outcome"]) for each in lines] == [
         ("start", "done"), ("unknown token", "refused"), ("admin", "done"), ("end", "done"),
+        ("culled", "done"),
     ]  # fmt: skip
-    start, _, admin, end = lines
+    start, _, admin, end, culled = lines
     assert (start["person"], start["kernelspec"], start["backend"], start["kernel"]) == (
         "ada",
         "roosted",
@@ -638,6 +640,7 @@ async def test_the_audit_file_says_who_did_what(gateway: RunningGateway) -> None
     )
     assert (admin["person"], admin["kernel"]) == ("root", adas)
     assert (end["person"], end["kernel"]) == ("ada", adas)
+    assert (culled["person"], culled["sentence"]) == ("ada", "Nobody had used it.")
     text = json.dumps(lines)
     for secret in (*gateway.tokens.values(), "unknown-token", "/secret/folder"):
         assert secret not in text
