@@ -49,13 +49,12 @@ def add_token(arguments: argparse.Namespace) -> int:
     audit = _open_audit()  # it fails before there is a token that nobody has seen
     text, token = TokenFile().add(arguments.user, arguments.days)
     audit.write("token added", person=token.user, sentence=token.id)
-    document = {"token": text, **_to_document(token)}
 
     def show() -> None:
         print(text)
         print(f"This is the token of {token.user} for {arguments.days:g} days. Nobody can show it again.")
 
-    return print_answer(arguments, document, show)
+    return print_answer(arguments, {"token": text, **_to_document(token)}, show)
 
 
 def list_tokens(arguments: argparse.Namespace) -> int:
