@@ -26,7 +26,7 @@ from .own_kernels import KernelRecord, refuse_kernel
 from .settings import OWN_PLACES
 from .start_variables import build_variables, check_references, inherit
 
-_UNREADABLE = (NoSuchKernel, TraitError, TypeError, AttributeError)
+_UNREADABLE = (NoSuchKernel, TraitError, TypeError, AttributeError, ValueError, OSError)
 """The errors of a kernelspec that is missing or malformed."""
 
 
@@ -146,9 +146,11 @@ class GatewayKernels(PendingStarts):
 
     def _read_spec(self, name: Any) -> Any:
         try:
-            return self.kernel_spec_manager.get_kernel_spec(name)
+            spec = self.kernel_spec_manager.get_kernel_spec(name)
+            _read_options(spec)
         except _UNREADABLE:
             raise refuse(404, f"There is no kernelspec {str(name)!a:.80}.") from None
+        return spec
 
     def find_obstacle(self, name: str, user: str | None) -> str:
         """Return why this user may not start kernels of a kernelspec, as a sentence; empty if she may.

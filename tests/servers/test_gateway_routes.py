@@ -406,6 +406,20 @@ async def test_a_backend_on_one_account_needs_the_operators_word(folder: Path, s
         }
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"metadata": {"kernel_provisioner": {"provisioner_name": "roost", "config": [1]}}}'],
+)
+async def test_a_malformed_kernelspec_is_none(gateway: RunningGateway, folder: Path, text: str) -> None:
+    file = folder / "kernels" / "broken" / "kernel.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    assert (await gateway.ask("ada", "POST", "/api/kernels", {"name": "broken"})).status == 404
+    assert (await gateway.ask("ada", "GET", "/api/kernelspecs/broken")).status == 404
+    listed = (await gateway.ask("ada", "GET", "/api/kernelspecs")).json["kernelspecs"]
+    assert listed.keys() == {"roosted", "private"}
+
+
 async def test_a_start_carries_its_own_variables_only(
     gateway: RunningGateway, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
