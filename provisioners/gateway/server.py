@@ -28,8 +28,6 @@ _NAME = "roost-gateway"
 """The server name, unless the configuration has one. Two gateways of one name are one after the other."""
 _CHECK_AGAIN_MS = 20_000
 """How often the callers of open websockets are checked again."""
-_MOST_BODY_BYTES = 1 << 20
-"""The greatest body of a request. It is in memory before anybody knows who calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +126,7 @@ def _force(config: Config, *, is_open: bool, is_behind_proxy: bool) -> Config:
         "allow_remote_access": not is_open,
         "extra_services": [],
         "port_retries": 0,
-        "max_body_size": _MOST_BODY_BYTES,
+        "max_body_size": 1 << 20,  # a body is in memory before anybody knows who calls
         "open_browser": False,
     }
     if is_behind_proxy:
