@@ -615,7 +615,8 @@ async def test_the_operator_ends_the_kernels_that_are_left(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = gateway.app.kernel_manager
-    adas, eves = [{await gateway.start(person) for _ in range(2)} for person in ("ada", "eve")]
+    adas = {await gateway.start("ada"), await gateway.start("ada")}
+    eves = await gateway.start("eve")
     end = manager.shutdown_kernel
 
     async def end_all_of_ada(kernel_id: str) -> None:
@@ -629,7 +630,7 @@ async def test_the_operator_ends_the_kernels_that_are_left(
         with monkeypatch.context() as patch:
             patch.setattr(manager, "shutdown_kernel", end_all_of_ada)
             assert set(await asyncio.to_thread(stop_kernels, "ada")) == adas
-        assert {each["id"] for each in await asyncio.to_thread(list_kernels)} == eves
+        assert {each["id"] for each in await asyncio.to_thread(list_kernels)} == {eves}
     finally:
         server.stop()
 
