@@ -71,8 +71,11 @@ class RoostDockerBackend(Section):
 
 
 def name_cluster(settings: RoostDockerBackend) -> str:
-    """Return the address of the engine that the settings name, as `BackendSpec.cluster` wants it."""
-    return find_address(settings.address)
+    """Return the address of the engine that the settings name, as `BackendSpec.cluster` wants it.
+
+    Links are followed: on most systems, /var/run is one to /run.
+    """
+    return SCHEME + os.path.realpath(find_address(settings.address).removeprefix(SCHEME))
 
 
 def find_address(address: str, environment: Mapping[str, str] = os.environ) -> str:

@@ -125,6 +125,13 @@ def test_the_cluster_of_a_folder_of_hadoop(tmp_path: Path) -> None:
     assert both == find_cluster("yarn", {"address": "http://RM1:8088,http://rm2:8088/"})
 
 
+def test_a_link_to_the_socket_of_an_engine_names_the_same_engine(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var_run").symlink_to(tmp_path / "run")
+    sockets = [f"unix://{tmp_path / name}/docker.sock" for name in ("run", "var_run")]
+    assert [find_cluster("docker", {"address": socket}) for socket in sockets] == sockets[:1] * 2
+
+
 @pytest.mark.parametrize(
     ("backend", "refused"), [("ray", f"ray://{HEAD}"), ("dask", f"http://{HEAD}"), ("docker", "tcp://h:1")]
 )
