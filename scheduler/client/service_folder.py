@@ -100,7 +100,8 @@ def find_cluster(backend: str, options: Mapping[str, Any]) -> str:
         try:
             _, settings = load_settings(backend, given)
             named = str(load_object(spec.cluster, f"the address of the backend {backend}")(settings))
-        except (RoostError, OSError):  # the service fails with the same error, which says what to do
+        except (RoostError, OSError, ValueError):
+            # The service fails with the same error, which says what to do.
             if "://" in named:  # never the address of a service that runs, if the backend refuses it
                 return named
     return ",".join(sorted(_spell(each) for each in named.split(",") if each))

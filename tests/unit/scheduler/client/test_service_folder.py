@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from roost.scheduler.backends.kubernetes import kubeconfig
 from roost.scheduler.backends.ray import checks
 from roost.scheduler.backends.registry import backend_names, get_spec
 from roost.scheduler.client.service_folder import find_cluster, find_other_options, service_folder
@@ -113,6 +114,15 @@ def test_the_cluster_of_a_kubeconfig_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("KUBECONFIG", str(copy))
     assert find_cluster("kubernetes", {}) == "one:6443/a"
     assert find_cluster("kubernetes", {"context": "three"}) == str(copy)
+
+
+def test_a_file_that_no_program_can_read_names_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask and the files of a pod have such errors: commands still reach the service that runs."""
+    (tmp_path / "namespace").write_bytes(b"\xff")
+    monkeypatch.setattr(kubeconfig, "NAMESPACE_FILE", tmp_path / "namespace")
+    assert find_cluster("kubernetes", {}) == ""
 
 
 def test_the_cluster_of_a_folder_of_hadoop(tmp_path: Path) -> None:
