@@ -36,8 +36,9 @@ def write_connection(folder: Path, kernel_id: str, connection: Connection, *, sh
 
 
 def find_file(folder: Path, kernel_id: str) -> Path:
-    """Return the connection file that the kernel with this folder reads."""
-    return (folder / name_connection_file(kernel_id)).resolve()
+    """Return the connection file of the kernel with this folder, as `write_connection` has returned it."""
+    path = folder / name_connection_file(kernel_id)
+    return path.readlink() if path.is_symlink() else path
 
 
 def remove_folder(folder: Path) -> None:

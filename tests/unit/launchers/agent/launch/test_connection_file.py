@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from roost.launchers.agent.launch.connection_file import find_blind, remove_folder, write_connection
+from roost.launchers.agent.launch.connection_file import (
+    find_blind,
+    find_file,
+    remove_folder,
+    write_connection,
+)
 from roost.launchers.protocol.messages import Connection
 
 CONNECTION = Connection(shell_port=7, key="secret")
@@ -30,6 +35,17 @@ def test_a_file_lies_where_containers_show_it_and_goes_with_its_kernel(tmp_path:
     remove_folder(folder)
     assert not folder.exists()
     assert list(shown_in.iterdir()) == []
+
+
+def test_a_file_is_found_by_the_name_that_its_kernels_command_has(tmp_path: Path) -> None:
+    """Other links on the way stay: a home is often one, and no command line has its end."""
+    (tmp_path / "disk" / "k").mkdir(parents=True)
+    home = tmp_path / "home"
+    home.symlink_to(tmp_path / "disk")
+    for shown_in in (str(home / "jupyter"), ""):
+        path = write_connection(home / "k", "one", CONNECTION, shown_in=shown_in)
+        assert find_file(home / "k", "one") == path
+        assert str(path).startswith(str(home))
 
 
 @pytest.mark.parametrize("shown_in", ["", "/proc/roost", "open"])
