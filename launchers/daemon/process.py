@@ -81,6 +81,11 @@ def current_start_time() -> float:
     return _find_boot() * _BETWEEN_BOOTS_S + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def is_of_this_boot(started_at: float) -> bool:
+    """True if a process with this `start_time` may have started since the machine's last boot."""
+    return int(started_at // _BETWEEN_BOOTS_S) == _find_boot()
+
+
 def is_running(pid: int, started_at: float) -> bool:
     """True if the process with this pid and start time runs. A zombie does not run."""
     found = start_time(pid) if pid > 0 and started_at > 0 else 0.0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from roost.launchers.daemon.file_input import UnfitFile, open_checked
 from roost.launchers.daemon.json_text import UnfitText, parse_json
-from roost.launchers.daemon.process import current_start_time, is_running
+from roost.launchers.daemon.process import current_start_time, is_of_this_boot, is_running
 from roost.placement.model.json_codec import WireError, decode, encode
 
 NAME = re.compile(r"roost-\d{1,10}-[0-9a-f]{32}\.json")
@@ -195,7 +195,7 @@ def _lives(pid: int, started_at: float) -> bool:
     """True if a process of any user runs. A process that `hidepid` hides from this user counts as running."""
     if is_running(pid, started_at):
         return True
-    if pid <= 0 or os.path.exists(f"/proc/{pid}"):
+    if pid <= 0 or os.path.exists(f"/proc/{pid}") or not is_of_this_boot(started_at):
         return False  # another process has the pid, or a zombie
     try:
         os.kill(pid, 0)

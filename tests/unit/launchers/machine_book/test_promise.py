@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from roost.launchers.daemon.process import start_time
+from roost.launchers.daemon.process import current_start_time, start_time
 from roost.launchers.machine_book import promise as module
 from roost.launchers.machine_book.promise import (
     AgentFile,
@@ -43,6 +43,20 @@ DEAD = Keeper(pid=1 << 22, started_at=1.0)
 )
 def test_a_process_is_known_by_its_pid_and_its_start(keeper: Keeper, lives: bool) -> None:
     assert keeper.lives() is lives
+
+
+@pytest.mark.parametrize(("earlier_boots", "lives"), [(0, True), (1, False)])
+def test_a_hidden_process_counts_since_the_last_boot(
+    earlier_boots: int, lives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hidepid` shows no process of another user, and /tmp may have files from before a boot."""
+
+    def refuse(pid: int, signum: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    started_at = current_start_time() + earlier_boots * 1e9
+    assert Keeper(pid=DEAD.pid, started_at=started_at).lives() is lives
 
 
 @pytest.mark.parametrize(
