@@ -217,7 +217,8 @@ class ServiceConnection:
             wanted = ", ".join(f"{name}={value}" for name, value in others.items())
             has = ", ".join(f"{name}={running[name]}" for name in others if name in running)
             instead = f", and has {has}" if has else ""
-            command = write_command("restart-service", self._backend, self._options)
+            # With the options of the others, too: their programs would be refused otherwise.
+            command = write_command("restart-service", self._backend, {**running, **self._options})
             raise ConfigError(
                 f"The service of {self._backend} (pid {greeting['pid']}) was started without {wanted}{instead}. "
                 f"`{command}` starts the next one with it, and kernels live on."

@@ -527,8 +527,8 @@ def test_other_options_than_the_services_are_refused(service: FakeService) -> No
         connect(gpus=2, cpus=4).kernels().result(allow_s(60))
     assert str(refused.value) == (
         f"The service of local (pid {os.getpid()}) was started without gpus=2, cpus=4, and has gpus=1. "
-        "`roost restart-service --backend-option gpus=2 --backend-option cpus=4` starts the next one with it, and "
-        "kernels live on."
+        "`roost restart-service --backend-option gpus=2 --backend-option config_file=/caps.py --backend-option cpus=4` "
+        "starts the next one with it, and kernels live on."
     )
 
 
