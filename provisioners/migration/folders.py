@@ -178,14 +178,23 @@ def find_settings(home: Path) -> tuple[Path, list[Path]]:
 
 
 def write_settings(file: Path, values: Mapping[str, Any]) -> dict[str, str]:
-    """Write a new file of settings. Return its digest, for the marks. Raises `ConfigError`."""
+    """Write a new file of settings, as a whole or not at all. Return its digest, for the marks.
+
+    Raises `ConfigError`.
+    """
+    content = (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as written:
-            written.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        with file.open("xb") as written:
+            try:
+                written.write(content)
+                written.flush()
+            except BaseException:  # a service refuses to start with a part of it
+                file.unlink(missing_ok=True)
+                raise
     except OSError as problem:
         raise ConfigError(f"{file} cannot be written: {problem.strerror or problem}.") from None
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {str(file): hashlib.sha256(content).hexdigest()}
 
 
 def undo(old: Found) -> None:
@@ -197,10 +206,16 @@ def undo(old: Found) -> None:
             f"{place} has changed since the migration: run `roost kernelspec remove {place.name}`, then --undo again."
         )
     away = old.place.parent.parent / f"{old.name}.undone-{os.getpid()}"
+    is_aside = old.folder.name.endswith(_ASIDE)
+    if is_aside and not os.path.isdir(old.folder):
+        raise ConfigError(
+            f"{old.folder} is gone, so nothing can be put back: {old.place} stays. "
+            f"`roost kernelspec remove {old.name}` removes it."
+        )
     try:
         if os.path.lexists(old.place):
             old.place.rename(away)
-        if old.folder.name.endswith(_ASIDE) and old.folder.is_dir():
+        if is_aside:
             old.folder.rename(old.place)
         shutil.rmtree(away, ignore_errors=True)
     except OSError as problem:

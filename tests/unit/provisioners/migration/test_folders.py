@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import pytest
 from kit.jupyter.migration_cases import INPUTS
 from kit.jupyter.old_kernelspecs import JupyterFolders, separate_jupyter, write_old
 from roost.provisioners.kernel_json import read_document
+from roost.provisioners.migration.folders import write_settings
 from roost.scheduler.cli import main
+from roost.scheduler.errors import ConfigError
 
 SERVER = "c.EnterpriseGatewayApp.authorized_users = {'ada', 'bob', 'eve'}\n"
 SETTINGS = {"RoostScheduler": {"allowed_users": ["ada", "bob", "eve"]}}
@@ -77,6 +82,35 @@ def test_a_run_that_was_killed_is_finished_or_undone(folders: JupyterFolders) ->
             assert read_new(place)["metadata"]["roost_migration"]["source"] == str(aside)
             migrate("--undo")
     assert not aside.exists()
+
+
+def test_a_new_kernelspec_stays_if_the_old_one_is_gone(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, aside = write_old(folders.user, "spark"), folders.user / "spark.before-roost"
+    assert migrate("spark") == 0
+    shutil.rmtree(aside)
+    assert migrate("--undo") == 1
+    assert f"{aside} is gone, so nothing can be put back" in capsys.readouterr().err
+    assert read_new(place)
+
+
+def test_settings_that_cannot_be_written_leave_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def open_full(file: Path, mode: str) -> Full:
+        file.touch(exist_ok=False)
+        return Full()
+
+    monkeypatch.setattr(Path, "open", open_full)
+    file = tmp_path / "jupyter" / "jupyter_roost_config.json"
+    with pytest.raises(ConfigError, match=r"jupyter_roost_config.json cannot be written: No space left"):
+        write_settings(file, {"RoostScheduler": {"allowed_users": ["ada"]}})
+    assert list(file.parent.iterdir()) == []
 
 
 def test_what_a_person_has_changed_stays(folders: JupyterFolders, capsys: pytest.CaptureFixture[str]) -> None:
