@@ -277,5 +277,5 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 def _can_write(folder: Path) -> bool:
     """True if this user can write to the folder, or make it."""
-    there = next(each for each in (folder, *folder.parents) if each.exists())
+    there = next(each for each in (folder, *folder.parents) if os.path.exists(each))
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

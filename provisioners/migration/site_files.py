@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -68,12 +69,14 @@ def _show_lines(lines: Sequence[str]) -> Iterator[str]:
 
 def _list_files(old: OldKernelspec) -> Iterable[Path]:
     """Return the files of the kernelspec's folder that it may run or fill in, and others that its command names."""
-    found = {path.name: path for path in sorted(old.folder.rglob("*")) if path.is_file()}
+    found = [path for path in sorted(old.folder.rglob("*")) if os.path.isfile(path)]
+    names = {path.name for path in found}
     for word in old.command.words if not old.command.image else ():
         path = Path(word.removeprefix("local://"))
-        if path.is_absolute() and path.name.lower().endswith(_ENDINGS):
-            found.setdefault(path.name, path)
-    return [path for name, path in found.items() if name.lower().endswith(_ENDINGS)]
+        if path.is_absolute() and path.name not in names:  # else it is that file, where it was installed
+            names.add(path.name)
+            found.append(path)
+    return [path for path in found if path.name.lower().endswith(_ENDINGS)]
 
 
 @cache

@@ -68,7 +68,8 @@ def migrate(arguments: argparse.Namespace) -> int:
         server.update(read_server(Path(file)))
     of_server = translate_server(server)
     results = [_plan(old, home, server, arguments.keep_launcher) for old in _find(arguments, more)]
-    settings = _plan_settings([result for result in results if result.place], of_server.list_settings())
+    placed = [result for result in results if result.place]
+    settings = _plan_settings(placed, of_server.list_settings(), home)
     if not arguments.check and not arguments.diff:
         digests = _find_digests(settings, more)
         if settings and settings.state == "to write":
@@ -131,8 +132,15 @@ def _plan(
     return replace(found, state="there" if is_there else "to write", place=place, translation=own)
 
 
-def _plan_settings(results: Sequence[Result], of_server: Mapping[str, Mapping[str, Any]]) -> Settings | None:
-    """Return what becomes of the settings that the kernelspecs and the old server need; None if none needs some."""
+def _plan_settings(
+    results: Sequence[Result], of_server: Mapping[str, Mapping[str, Any]], home: Path | None
+) -> Settings | None:
+    """Return what becomes of the settings that the kernelspecs and the old server need; None if none needs some.
+
+    Without a kernelspec, whose mark would tell `--undo` of the file, a person writes them.
+    """
+    from jupyter_core.paths import jupyter_data_dir
+
     values: dict[str, dict[str, Any]] = {}
     each_own = [result.translation.settings for result in results if result.translation]
     for own in [*each_own, of_server]:
@@ -140,10 +148,14 @@ def _plan_settings(results: Sequence[Result], of_server: Mapping[str, Mapping[st
             known = values.setdefault(section, {})
             for name, value in settings.items():
                 known[name] = _join(known[name], value) if name in known else value
-    if not values or not results:
+    if not values:
         return None
-    assert results[0].place is not None
-    file, theirs = files.find_settings(results[0].place.parent)
+    places = [result.place.parent for result in results if result.place]
+    file, theirs = files.find_settings(
+        next(iter(places), home or Path(jupyter_data_dir()).absolute() / "kernels")
+    )
+    if not places:
+        theirs = theirs or [file]
     state = "to write" if not theirs else "there" if _are_set(values) else "by hand"
     return Settings(file=file, state=state, values=values, theirs=theirs)
 

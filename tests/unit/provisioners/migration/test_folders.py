@@ -195,6 +195,31 @@ def test_settings_of_a_person_stay(
     assert migrate("spark", "--server", str(tmp_path / "config.py")) == 0
 
 
+def test_settings_of_a_server_without_kernelspecs_are_shown(
+    folders: JupyterFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.py").write_text(SERVER)
+    assert migrate("--all", "--json", "--server", str(tmp_path / "config.py")) == 3
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    file = folders.config / "jupyter_roost_config.json"
+    assert (settings["state"], settings["theirs"]) == ("by hand", [str(file)])
+    assert settings["values"] == SETTINGS
+    assert not file.exists()
+
+
+def test_files_of_one_name_are_all_compared(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = write_old(folders.system, "spark")
+    for name in ("bin", "scripts"):
+        (place / name).mkdir(exist_ok=True)
+        (place / name / "run.sh").write_text(f"source /etc/lab/{name}.sh\n")
+    assert migrate("spark", "--check") == 3
+    shown = capsys.readouterr().out
+    assert "source /etc/lab/bin.sh" in shown
+    assert "source /etc/lab/scripts.sh" in shown
+
+
 def test_errors_and_refusals_stop_no_other(
     folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
 ) -> None:
