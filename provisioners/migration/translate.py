@@ -161,6 +161,9 @@ def _take(
     option = OPTIONS.get(key)
     if option and option.target == "~executor_image" and not draft.is_spark:
         draft.say(place, NEEDLESS, "the kernel has no executors")
+    elif option and option.target in ("options.uid", "options.gid") and draft.backend == "docker":
+        question = "c.RoostDockerBackend.user is the user of all containers: set it, if kernels need this one"
+        draft.say(place, DECIDE, question, "the image's user")
     elif option:
         draft.take(option, value, place)
     elif key == "remote_hosts" and draft.backend != "ssh":

@@ -205,6 +205,14 @@ CASES: dict[str, Case] = {
         },
         says={"metadata.process_proxy.config.executor_image_name": "not needed"},
     ),
+    "the user of a container": Case(
+        document=jeg(
+            "docker_swarm.DockerProcessProxy", config={"image_name": "lab:1"}, env={"KERNEL_UID": "1000"}
+        ),
+        backend="docker",
+        config={"options": {"image": "lab:1"}},
+        decide={"env KERNEL_UID": "c.RoostDockerBackend.user"},
+    ),
     "a site's own lines in run.sh": Case(
         document=yarn(),
         backend="yarn",
