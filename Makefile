@@ -100,7 +100,7 @@ machine: $(READY)
 	$(PART) tests/machine tests/suites --ignore=$(SAMPLE) --backend local
 
 servers: $(READY)
-	$(PART) tests/servers
+	$(PART) tests/servers --backend local
 
 forks: $(READY)
 	$(PART) tests/forks
