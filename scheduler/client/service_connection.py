@@ -91,6 +91,8 @@ class ServiceConnection:
     ) -> None:
         self._backend = backend
         self._options = options
+        self._running_options: Mapping[str, Any] = {}
+        """The options of the service that answered last. The next service has them, too: other programs need them."""
         self._on_event = on_event
         self._on_rejoined = on_rejoined
         self._is_wanted = is_wanted
@@ -125,7 +127,7 @@ class ServiceConnection:
         return service_folder(self._backend, self._options)
 
     async def _join(self) -> RpcClient:
-        """Connect and subscribe. Start the service if none runs; replace it if it is older than this client."""
+        """Connect and subscribe. Start the service if none runs; replace it if it is older, or has fewer options."""
         await self.close()
         deadline = time.monotonic() + _START_SERVICE_S
         pauses = backoff(*RETRY_S)
@@ -146,7 +148,7 @@ class ServiceConnection:
         return connection
 
     async def _greet(self, endpoint: str) -> RpcClient | None:
-        """Return a connection that is ready for calls, or None if an older service was asked to leave."""
+        """Return a connection that is ready for calls, or None if the service was asked to leave for the next."""
         connection = RpcClient(endpoint, on_event=self._on_event, on_lost=self._on_lost)
         await connection.connect(timeout_s=_GREETING_S)
         try:
@@ -163,7 +165,7 @@ class ServiceConnection:
         """Return the endpoint of the running service, and start one if needed. Blocks."""
         try:
             folder = self.folder
-            argv, env = service_command(self._backend, folder, self._options)
+            argv, env = service_command(self._backend, folder, {**self._running_options, **self._options})
             ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
             self._folder = folder
         except (FolderError, NotPrivate) as problem:
@@ -182,7 +184,7 @@ class ServiceConnection:
         return f"ipc://{folder}/socket"
 
     async def _is_current(self, connection: RpcClient) -> bool:
-        """True if this client can use the service. An older service is asked to leave.
+        """True if this client can use the service. One that is older, or that lacks an option, is asked to leave.
 
         Raise `BackendUnavailable` if the next service could not use its agents: then it stays, and so do its kernels.
         """
@@ -192,8 +194,11 @@ class ServiceConnection:
         self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
         self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
         if protocol == PROTOCOL and not is_older(version):
-            self._check_options(greeting)
-            return True
+            if not self._lacks_options(greeting):
+                return True
+            log.info("scheduler service pid=%s leaves for one with the options of this client", greeting["pid"])
+            await self._ask_to_leave(connection)
+            return False
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
         pid = greeting.get("pid")
@@ -204,25 +209,27 @@ class ServiceConnection:
                 "then names them."
             )
         log.info("scheduler service pid=%s is roost %s and is asked to leave", pid, version)
-        try:
-            await connection.call("leave", {}, timeout_s=_GREETING_S)
-        except rpc.Disconnected:
-            pass
+        await self._ask_to_leave(connection)
         return False
 
-    def _check_options(self, greeting: Mapping[str, Any]) -> None:
-        """Raise `ConfigError` if the service was started with other options than this client has."""
-        running = greeting["options"]
-        if others := find_other_options(self._options, running):
+    async def _ask_to_leave(self, connection: RpcClient) -> None:
+        with contextlib.suppress(rpc.Disconnected):
+            await connection.call("leave", {}, timeout_s=_GREETING_S)
+
+    def _lacks_options(self, greeting: Mapping[str, Any]) -> bool:
+        """True if the service has no value for an option of this client. Raise `ConfigError` if it has another one."""
+        self._running_options = running = greeting["options"]
+        others = find_other_options(self._options, running)
+        if any(name in running for name in others):
             wanted = ", ".join(f"{name}={value}" for name, value in others.items())
             has = ", ".join(f"{name}={running[name]}" for name in others if name in running)
-            instead = f", and has {has}" if has else ""
             # With the options of the others, too: their programs would be refused otherwise.
             command = write_command("restart-service", self._backend, {**running, **self._options})
             raise ConfigError(
-                f"The service of {self._backend} (pid {greeting['pid']}) was started without {wanted}{instead}. "
+                f"The service of {self._backend} (pid {greeting['pid']}) was started without {wanted}, and has {has}. "
                 f"`{command}` starts the next one with it, and kernels live on."
             )
+        return bool(others)
 
     async def close(self) -> None:
         if self._rpc is not None:

@@ -112,16 +112,18 @@ def test_the_next_service_has_the_environment_of_the_command_and_the_options_of_
     assert read_options(folder) == {"cpus": 3}
 
 
-def test_a_client_with_other_options_is_refused_until_a_restart(client: Client) -> None:
-    before = read_pid(client)
-    refused = shell("nodes", "--backend-option", "cpus=3")
-    assert refused.returncode == 2
-    assert (
-        "was started without cpus=3. `roost restart-service --backend-option cpus=3` starts" in refused.stderr
-    )
-    assert shell("restart-service", "--backend-option", "cpus=3").returncode == 0
-    assert shell("nodes", "--backend-option", "cpus=3").returncode == 0
-    assert read_pid(client) != before, "a client without options joins the service that runs"
+def test_options_add_up_and_another_value_needs_a_restart(client: Client) -> None:
+    with roost.start_kernel() as kernel:
+        kernel.execute("answer = 41", check=True)
+        before = read_pid(client)
+        assert shell("nodes", "--backend-option", "cpus=3").returncode == 0
+        assert read_pid(client) != before, "the next service has the option, and serves this client, too"
+        refused = shell("nodes", "--backend-option", "cpus=4")
+        assert refused.returncode == 2
+        assert "was started without cpus=4, and has cpus=3. `roost restart-service" in refused.stderr
+        assert shell("restart-service", "--backend-option", "cpus=4").returncode == 0
+        assert shell("nodes", "--backend-option", "cpus=4").returncode == 0
+        assert kernel.execute("print(answer)").stdout == "41\n"
 
 
 def test_a_service_that_hangs_is_killed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,9 +94,10 @@ def test_every_name_of_a_cluster_leads_to_its_one_service(
         assert (done["ended_pid"], done["kernels"]) == (service.pid, 1)
         assert len(find_services()) == 1
 
-        refused = shell("kernels", "--backend", "ray", "--backend-option", "agent_idle_exit_s=60")
+        assert read("kernels", "--backend", "ray", "--backend-option", "agent_idle_exit_s=60")["kernels"]
+        refused = shell("kernels", "--backend", "ray", "--backend-option", "agent_idle_exit_s=90")
         assert refused.returncode == 2
-        assert "was started without agent_idle_exit_s=60" in refused.stderr
+        assert "was started without agent_idle_exit_s=90" in refused.stderr
         assert len(find_services()) == 1
 
 
