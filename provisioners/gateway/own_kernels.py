@@ -48,11 +48,12 @@ class OwnKernels:
     def __init__(self, folder: Path, log: logging.Logger) -> None:
         self._path = folder / _FILE
         self._log = log
+        self._is_closed = False
         self._ended = LastEntries[str, str](_MOST_ENDED)
         self._records: dict[str, KernelRecord] = {}
         for kernel_id, document in (take_json(self._path, log) or {}).items():
             try:
-                self._records[kernel_id] = KernelRecord(**document)
+                self._records[kernel_id] = _read_record(document)
             except TypeError:
                 log.error("kernel=%s has an unreadable record, so it belongs to nobody", kernel_id)
 
@@ -93,8 +94,26 @@ class OwnKernels:
             if kernel_id not in known and record.started_at < oldest:
                 del self._records[kernel_id]
 
+    def close(self) -> None:
+        """Leave the file to the next gateway. A start that ends late changes nothing there."""
+        self._is_closed = True
+
     def _write(self) -> None:
-        write_private_json(self._path, {kernel_id: asdict(each) for kernel_id, each in self._records.items()})
+        if not self._is_closed:
+            write_private_json(
+                self._path, {kernel_id: asdict(each) for kernel_id, each in self._records.items()}
+            )
+
+
+def _read_record(document: Mapping[str, Any]) -> KernelRecord:
+    """Return the record in a file. Raises `TypeError` if it is none."""
+    record = KernelRecord(**document)
+    if not isinstance(record.variables, dict) or not isinstance(record.started_at, float | int):
+        raise TypeError(document)
+    texts = (record.person, record.user, record.kernel_name, record.backend, *record.variables.values())
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(document)
+    return record
 
 
 def refuse_kernel(kernel_id: str) -> Exception:

@@ -11,6 +11,7 @@ from tornado.ioloop import PeriodicCallback
 from traitlets.config import Config
 
 from roost.placement.model.format import format_count
+from roost.provisioners.provisioner import RoostProvisioner
 from roost.provisioners.server_extension import RoostExtension
 from roost.scheduler.errors import ConfigError
 
@@ -57,6 +58,11 @@ class GatewayExtension(RoostExtension):
         gateway.own.forget_unfinished(self.state.kernels)
         if adopted := len(kernels.list_kernel_ids()):
             gateway.audit.write("takeover", sentence=format_count(adopted, "kernel"))
+
+    def say_what_is_kept(self, kept: list[RoostProvisioner]) -> None:
+        """Log how many kernels go on, and give up the server's name with the records of the kernels."""
+        self.serverapp.gateway.own.close()
+        super().say_what_is_kept(kept)
 
     async def start(self) -> None:
         """Open the operator's socket, and watch the open websockets."""

@@ -68,11 +68,11 @@ class TokenFile:
         return token if token is not None and token.expires_at > time.time() else None
 
     def add(self, user: str, days: float) -> tuple[str, Token]:
-        """Add a token of `user`, and return its text, which nobody can read again."""
+        """Add a token of `user`, and return its text, which nobody can read again. Expired tokens go from the file."""
         text, now = secrets.token_urlsafe(_BYTES), time.time()
         token = Token(sha256=hash_token(text), user=user, added_at=now, expires_at=now + days * _DAY_S)
         with self._changing():
-            self._write([*self._read().values(), token])
+            self._write([*(each for each in self._read().values() if each.expires_at > now), token])
         return text, token
 
     def remove(self, name: str) -> Sequence[Token]:

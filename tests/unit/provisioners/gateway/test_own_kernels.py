@@ -6,7 +6,7 @@ import json
 import logging
 import stat
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -54,8 +54,16 @@ def test_old_starts_that_became_no_kernel_are_forgotten(tmp_path: Path) -> None:
     assert own.records.keys() == {"new", "runs"}
 
 
+def change(**facts: object) -> str:
+    return json.dumps({"k": {**asdict(RECORD), **facts}})
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"k": 1}', '{"k": {"person": "eve"}}', '{"k": {"person": "eve", "x": 1}}']
+    "content",
+    [
+        *("", "[]", '{"k": 1}', '{"k": {"person": "eve"}}', '{"k": {"person": "eve", "x": 1}}'),
+        *(change(person=1), change(variables=["a"]), change(variables={"A": 1}), change(started_at="now")),
+    ],
 )
 def test_an_unreadable_record_belongs_to_nobody(tmp_path: Path, content: str) -> None:
     (tmp_path / "owners.json").write_text(content)
@@ -75,6 +83,15 @@ def test_a_record_that_cannot_be_kept_stops_the_start(
     with pytest.raises(OSError, match="no room"):
         own.note("k", RECORD)
     assert own.records == {}
+
+
+def test_the_file_belongs_to_the_next_gateway_after_the_end(tmp_path: Path) -> None:
+    own, successor = OwnKernels(tmp_path, LOG), OwnKernels(tmp_path, LOG)
+    own.note("k", RECORD)
+    own.close()
+    successor.note("other", RECORD)
+    own.forget("k")
+    assert OwnKernels(tmp_path, LOG).records == {"other": RECORD}
 
 
 def test_the_file_has_no_more_than_it_needs(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ async def test_a_token_expires(tokens: TokenFile, monkeypatch: pytest.MonkeyPatc
     text, token = tokens.add("ada", 1)
     monkeypatch.setattr("roost.provisioners.gateway.token_file.time.time", lambda: token.expires_at)
     assert await refusal(FileSource(tokens), a_request(text)) == 401
+    tokens.add("eve", 1)
+    assert [each.user for each in tokens.list_all()] == ["eve"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"tokens": [1]}', '{"tokens": [{"user": "ada"}]}'])
