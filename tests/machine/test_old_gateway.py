@@ -1,4 +1,4 @@
-"""Enterprise Gateway's own integration tests, against Kernel Gateway with migrated kernelspecs and against itself.
+"""Enterprise Gateway's own integration tests, against roost's gateway, Kernel Gateway with roost, and itself.
 
 `pytest -m long -s tests/machine/test_old_gateway.py` shows the seconds of both.
 """
@@ -46,6 +46,14 @@ EXPECTED = {
     "KERNEL_LAUNCH_TIMEOUT": "120",
 }
 """Facts about the cluster, for the tests of Spark."""
+CONFIG = """
+c.RoostGateway.users = "trust"
+c.RoostGateway.shared_accounts = ["local", "yarn"]
+c.RoostGateway.inherited_envs = ["JUPYTER_*", "PYTHON*", "SPARK_*", "HADOOP_*"]
+c.ServerApp.allow_root = True
+c.ServerApp.port = {port}
+"""
+"""The settings of roost's gateway, as for the people of an Enterprise Gateway."""
 
 pytestmark = pytest.mark.long
 
@@ -58,11 +66,17 @@ def own_gateway() -> None:
 
 
 @asynccontextmanager
-async def serve(folder: Path, words: list[str], application: str, **env: str) -> AsyncIterator[int]:
-    """Run a server and yield its port. Its log is in `folder`, and so are its data and its configuration."""
+async def serve(folder: Path, words: list[str], application: str = "", **env: str) -> AsyncIterator[int]:
+    """Run a server and yield its port. Its log is in `folder`, and so are its data and its configuration.
+
+    Without the name of an application of Jupyter, the words run roost's gateway.
+    """
     port = free_port()
-    words = [*words, f"--{application}.ip=127.0.0.1", f"--{application}.port={port}"]
     env |= folders(folder)
+    if application:
+        words = [*words, f"--{application}.ip=127.0.0.1", f"--{application}.port={port}"]
+    else:
+        Path(env["JUPYTER_CONFIG_DIR"], "roost_gateway_config.py").write_text(CONFIG.format(port=port))
     with (folder / "server.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
@@ -98,6 +112,16 @@ def show(server: str, seconds: dict[str, float]) -> None:
         print(f"{took:8.2f} s  {name}")
 
 
+GATEWAY = [sys.executable, "-m", "roost", "gateway"]
+
+
+async def test_roosts_gateway_with_migrated_kernelspecs(settled_runtime_dir: Path, tmp_path: Path) -> None:
+    await asyncio.to_thread(migrate, list_kernelspecs(tmp_path / "old"), tmp_path / "new")
+    async with serve(tmp_path / "new", GATEWAY, **os.environ) as port:
+        seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml")
+    show("roost's gateway", seconds)
+
+
 async def test_kernel_gateway_with_migrated_kernelspecs(settled_runtime_dir: Path, tmp_path: Path) -> None:
     await asyncio.to_thread(migrate, list_kernelspecs(tmp_path / "old"), tmp_path / "new")
     words = [sys.executable, "-m", "kernel_gateway"]
@@ -131,6 +155,14 @@ def yarn_folder(yarn_cluster: HadoopNodes, settled_runtime_dir: Path, tmp_path: 
     disconnect()
     settle(settled_runtime_dir)
     assert_nothing_left(yarn_cluster)
+
+
+async def test_roosts_gateway_with_migrated_kernelspecs_of_spark_on_yarn(
+    yarn_folder: Path, tmp_path: Path
+) -> None:
+    async with serve(yarn_folder, GATEWAY, **os.environ) as port:
+        seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml", SPARK_CLASSES, **EXPECTED)
+    show("roost's gateway on YARN", seconds)
 
 
 async def test_kernel_gateway_with_migrated_kernelspecs_of_spark_on_yarn(
