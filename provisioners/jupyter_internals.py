@@ -303,6 +303,14 @@ def serialize_for_client(connection: Any, message: dict[str, Any], channel: str)
     return written
 
 
+def read_responses(client: Any) -> None:
+    """Read what a gateway sends to a kernel's client, until its websocket closes. Blocks.
+
+    jupyter_server 2.17–2.21: `GatewayKernelClient._route_responses`.
+    """
+    client._route_responses()
+
+
 def mark_token_authenticated(handler: Any) -> None:
     """Note that a request has proved itself where it comes from. Jupyter Server then asks it for no cookie.
 

@@ -12,6 +12,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from tornado.web import HTTPError
 from traitlets import TraitError
 
+from roost.placement.model.format import format_count
 from roost.provisioners.application import build_http_error as refuse
 from roost.provisioners.kernel_json import PROVISIONER, find_provisioner
 from roost.provisioners.request_options import read_seconds
@@ -129,7 +130,7 @@ class GatewayKernels(PendingStarts):
         own = sum(record.user == user for record in self.list_counted())
         if settings.max_kernels_per_user is not None and own >= settings.max_kernels_per_user:
             allowed = f"max_kernels_per_user allows {settings.max_kernels_per_user}"
-            raise refuse(429, f"{user} has {own} kernels, and {allowed}: end one first.")
+            raise refuse(429, f"{user} has {format_count(own, 'kernel')}, and {allowed}: end one first.")
         count = len({*self.list_kernel_ids(), *self.starts.pending})  # also those of nobody
         if settings.max_kernels is not None and count >= settings.max_kernels:
             raise refuse(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from typing import Any
 
 from traitlets import Bool, Enum, Float, Unicode, default
@@ -72,9 +73,9 @@ class RoostExtension(LoggingConfigurable):
 
     def link(self) -> None:
         """Keep the server's sessions in a file, unless its configuration says where they are."""
-        if "url" in self.serverapp.config.GatewayClient or "JUPYTER_GATEWAY_URL" in os.environ:
-            return
-        self.state = ServerState(self.server_name, waits=self.waits_for_name)
+        behind = self.serverapp.config.GatewayClient.get("url") or os.environ.get("JUPYTER_GATEWAY_URL", "")
+        name = f"{self.server_name} {behind}" if behind else self.server_name  # kernels are of one place
+        self.state = ServerState(name, waits=self.waits_for_name)
         sessions = self.serverapp.config.SessionManager
         if self.state.has_lock and "database_filepath" not in sessions:
             sessions.database_filepath = str(self.state.sessions)
@@ -100,7 +101,7 @@ class RoostExtension(LoggingConfigurable):
     def load(self) -> None:
         """Add roost's parts to the server, before the server listens. All extensions are linked by now."""
         if self._has_gateway_client():
-            self.log.info("roost: this server's kernels run behind a gateway, so the extension does nothing.")
+            self._remember_kernels()
             return
         from .server_end import ServerEnd  # `roost doctor` loads this module without Jupyter Server
 
@@ -169,11 +170,15 @@ class RoostExtension(LoggingConfigurable):
             new = [kernel for kernel in found if kernel.kernel_id not in kernels]
             await kernels.adoption.adopt(new, _ADOPT_WITHIN_S)
 
+        self._run(adopt())
+
+    def _run(self, adoption: Coroutine[Any, Any, None]) -> None:
+        """Run an adoption before the first request comes, if this is possible."""
         loop = self.serverapp.io_loop.asyncio_loop
         if loop.is_running():  # a server inside another program, which cannot wait here
-            self._adopting = loop.create_task(adopt())
+            self._adopting = loop.create_task(adoption)
         else:
-            loop.run_until_complete(adopt())
+            loop.run_until_complete(adoption)
 
     def _add_pages(self) -> None:
         """Add the page `/roost`, and the handlers that JupyterLab calls for the status and outputs of kernels."""
@@ -184,6 +189,27 @@ class RoostExtension(LoggingConfigurable):
         add_cluster_page(self.serverapp.web_app)
         add_kernel_status(self.serverapp.web_app)
         add_outputs(self.serverapp.web_app)
+
+    def _remember_kernels(self) -> None:
+        """List the kernels behind a gateway that the earlier server had, before the first request comes."""
+        from jupyter_server.gateway.managers import GatewayMappingKernelManager
+        from tornado.web import HTTPError
+
+        from roost.provisioners.gateway_client import remember_kernels
+
+        kernels = self.serverapp.kernel_manager
+        if type(kernels) is not GatewayMappingKernelManager:
+            return
+        self.log.info("roost: this server's kernels run behind a gateway, and the next server has them too.")
+        remember_kernels(kernels, self.state, keeps=self.state.has_lock and self.on_server_stop != "stop")
+
+        async def take_over() -> None:
+            try:
+                await asyncio.wait_for(kernels.take_over(), _ADOPT_WITHIN_S)
+            except (HTTPError, asyncio.TimeoutError, OSError) as problem:
+                self.log.warning("roost: the kernels of the earlier server are not listed yet: %s", problem)
+
+        self._run(take_over())
 
     def _has_gateway_client(self) -> bool:
         return bool(self.serverapp.gateway_config.gateway_enabled)

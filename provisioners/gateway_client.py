@@ -1,0 +1,133 @@
+"""The laptop's side of a gateway: Jupyter Server's own client of gateways, with what it lacks.
+
+- A refusal of the gateway reaches people as its sentence.
+- A server that starts again lists the kernels and the sessions that it had.
+- nbclient and Papermill send their token with the websocket too, and name the kernelspec and a session. They use the
+  class `roost.provisioners.gateway_client.GatewayKernelManager` as their `kernel_manager_class`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+import websocket
+from jupyter_server.gateway import managers
+from jupyter_server.gateway.gateway_client import GatewayClient
+from jupyter_server.utils import url_path_join
+from tornado.escape import url_escape
+from tornado.web import HTTPError
+from traitlets import DottedObjectName, Type
+
+from roost.placement.model.format import format_count
+
+from .application import build_http_error
+from .jupyter_internals import change_class, list_kernel, read_responses
+from .server_extension.server_state import ServerState
+
+
+class GatewayKernelClient(managers.GatewayKernelClient):  # type: ignore[misc]
+    """A client of one kernel behind a gateway."""
+
+    async def start_channels(self, **channels: bool) -> None:
+        """Connect with the kernel, and begin to read its messages."""
+        gateway = GatewayClient.instance()
+        path = url_path_join(gateway.ws_url, gateway.kernels_endpoint, url_escape(self.kernel_id), "channels")
+        self.channel_socket = await asyncio.to_thread(
+            websocket.create_connection,
+            f"{path}?session_id={uuid.uuid4().hex}",  # without it, the gateway keeps nothing for a lost connection
+            header=gateway.load_connection_args().get("headers", {}),
+            timeout=gateway.KERNEL_LAUNCH_TIMEOUT,
+            enable_multithread=True,
+            sslopt={
+                "ca_certs": gateway.ca_certs,
+                "certfile": gateway.client_cert,
+                "keyfile": gateway.client_key,
+            },
+        )
+        super(managers.GatewayKernelClient, self).start_channels(**channels)
+        self.response_router = Thread(target=read_responses, args=(self,))
+        self.response_router.start()
+
+
+class GatewayKernelManager(managers.GatewayKernelManager):  # type: ignore[misc]
+    """The manager of one kernel behind a gateway."""
+
+    client_class = DottedObjectName(f"{__name__}.GatewayKernelClient")
+    client_factory = Type(GatewayKernelClient, klass=managers.GatewayKernelClient)
+
+    async def start_kernel(self, **kwargs: Any) -> None:
+        """Start a kernel of the kernelspec of this manager, or take over the one of `kernel_id`."""
+        kwargs.setdefault("kernel_name", self.kernel_name)
+        with _showing_refusals():
+            await super().start_kernel(**kwargs)
+
+    async def restart_kernel(self, **kwargs: Any) -> None:
+        """Restart the kernel. Raises `HTTPError`."""
+        with _showing_refusals():
+            await super().restart_kernel(**kwargs)
+
+
+@contextmanager
+def _showing_refusals() -> Iterator[None]:
+    """Let an error of the gateway have the gateway's own sentence. Jupyter Server shows it without its words."""
+    try:
+        yield
+    except HTTPError as problem:
+        words, text = problem.args, problem.log_message or ""
+        if text.startswith("Error from Gateway") and words:
+            raise build_http_error(problem.status_code, str(words[0])) from None
+        raise build_http_error(problem.status_code, text % words if words else text) from None
+
+
+class RememberedKernels(managers.GatewayMappingKernelManager):  # type: ignore[misc]
+    """The kernels of a server behind a gateway. The next server of the same name has them, too."""
+
+    state: ServerState
+    keeps: bool
+    """True if the kernels outlive the server."""
+
+    async def start_kernel(self, **kwargs: Any) -> str:
+        """Start a kernel, and note it for the next server."""
+        kernel_id: str = await super().start_kernel(**kwargs)
+        self.state.note(kernel_id)
+        return kernel_id
+
+    def remove_kernel(self, kernel_id: str) -> Any:
+        """Forget a kernel that has ended."""
+        self.state.forget(kernel_id)
+        return super().remove_kernel(kernel_id)
+
+    async def list_kernels(self, **kwargs: Any) -> Any:
+        """Return the models of the kernels of this server and of those before it."""
+        await self.take_over()
+        return await super().list_kernels(**kwargs)
+
+    async def take_over(self) -> None:
+        """List the noted kernels that the gateway still has. Raises `HTTPError` if it does not answer."""
+        for kernel_id in [each for each in self.state.kernels if each not in self]:
+            km = self.kernel_manager_factory(parent=self, log=self.log)
+            await km.start_kernel(kernel_id=kernel_id)  # asks for the kernel, and starts none
+            if km.has_kernel:
+                list_kernel(self, kernel_id, km)
+            else:
+                self.state.forget(kernel_id)
+
+    async def shutdown_all(self, now: bool = False) -> None:
+        """End the kernels, unless the next server takes them over."""
+        if not self.keeps:
+            await super().shutdown_all(now=now)
+        elif count := len(self.list_kernel_ids()):
+            kept = format_count(count, "kernel")
+            self.log.info("roost: %s kept at the gateway, for the next server of this name.", kept)
+
+
+def remember_kernels(kernels: Any, state: ServerState, *, keeps: bool) -> None:
+    """Let a server's manager of kernels behind a gateway remember them in `state`, and show the gateway's sentences."""
+    change_class(kernels, RememberedKernels)
+    kernels.state, kernels.keeps = state, keeps
+    kernels.kernel_manager_class = f"{__name__}.GatewayKernelManager"
