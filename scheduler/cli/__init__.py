@@ -14,7 +14,6 @@
     migrate_report.py  the report of roost migrate
     events.py       roost events
     top.py          roost top
-    output.py       roost output
     gateway.py      roost gateway: the server for many people, its tokens and kernels
     bench.py        roost bench
     clean_text.py   removes control characters from texts of other programs

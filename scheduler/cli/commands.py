@@ -29,7 +29,7 @@ _NAME_WIDTH = 17
 _HELP_WIDTH = 76
 """The width of the lines in a group of commands. argparse indents them by two."""
 _GROUPS = {
-    "kernels": ("kernels", "top", "explain", "logs", "output", "events", "stop"),
+    "kernels": ("kernels", "top", "explain", "logs", "events", "stop"),
     "many people": ("gateway",),
     "the cluster": ("nodes", "up", "drain", "restart-service", "machine"),
     "kernelspecs": ("kernelspec", "migrate"),
@@ -138,9 +138,6 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     logs = _add_command(commands, "logs", "kernels:print_log", what)
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
-    what = "print what the cells of a kernel have put out, as far as its node has kept it"
-    output = _add_command(commands, "output", "output:print_output", what)
-    output.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     stop = _add_command(commands, "stop", "kernels:stop", "stop kernels, or remove them from the queue")
     stop.add_argument("kernels", metavar="KERNEL", nargs="*", help="a kernel's id, or the beginning of it")
     what = "stop all kernels of the Jupyter Server of this name"
@@ -156,7 +153,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     up = _add_command(commands, "up", "nodes:start_agents", what)
     what = "end the service and start the next one, which reads the settings again; kernels live on"
     restart = _add_command(commands, "restart-service", "services:restart", what)
-    for parser in (nodes, explain, kernels, top, events, logs, output, stop, drain, up, restart):
+    for parser in (nodes, explain, kernels, top, events, logs, stop, drain, up, restart):
         add_scheduler(parser)
     add_request(explain)
 

@@ -196,7 +196,9 @@ class ServiceConnection:
         if protocol == PROTOCOL and not is_older(version):
             if not self._lacks_options(greeting):
                 return True
-            log.info("scheduler service pid=%s leaves for one with the options of this client", greeting["pid"])
+            log.info(
+                "scheduler service pid=%s leaves for one with the options of this client", greeting["pid"]
+            )
             await self._ask_to_leave(connection)
             return False
         if protocol > PROTOCOL:
