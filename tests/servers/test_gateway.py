@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
+from kit.jupyter.front_end import front_end, states
 from kit.jupyter.gateway_process import (
     a_laptop,
     add_token,
@@ -23,6 +25,7 @@ from kit.jupyter.gateway_process import (
     start,
     until_it_serves,
 )
+from kit.jupyter.restarted_servers import has_begun, shown
 from roost.scheduler.client.client import connect
 from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
@@ -79,6 +82,49 @@ async def test_two_people_and_a_second_gateway(folder: Path) -> None:
     assert {"token added", "start", "connection", "takeover", "restart", "admin", "end"} <= what
     assert ada.token not in text
     assert '"red"' not in text
+
+
+@pytest.mark.long
+async def test_gateways_that_are_killed_inside_a_printing_cell_lose_nothing(folder: Path) -> None:
+    """Twenty gateways end by `kill -9` at random moments, each beside two cells that print."""
+    port, random = free_port(), Random(71)
+    laptops = {person: a_laptop(port, await add_token(person)) for person in ("ada", "eve")}
+    numbers = "".join(f"{number}\n" for number in range(40))
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(serve(folder, port))
+        await until_it_serves(gateway, port)
+        kernels = {person: await start(laptop, COLOUR=person) for person, laptop in laptops.items()}
+        for turn in range(20):
+            successor = await stack.enter_async_context(serve(folder, port, turn + 2))
+            log = successor.log
+            await until(lambda log=log: "waits for its end" in log.read_text(), "it waits", 30, 0.05)
+            code = f"turn = {turn}\nimport time\nfor each in range(40): print(each, flush=True); time.sleep(0.05)"
+            before = {}
+            async with AsyncExitStack() as fronts:
+                for person, laptop in laptops.items():
+                    front = await fronts.enter_async_context(front_end(laptop, kernels[person], person))
+                    cell = await front.run(code)
+                    await front.until(lambda front=front, cell=cell: has_begun(front, cell))
+                    before[person] = front, cell
+                await asyncio.sleep(random.uniform(0, 1.5))
+                await gateway.end(signal.SIGKILL)
+            gateway = successor
+            await until_it_serves(gateway, port)
+            for person, laptop in laptops.items():
+                front, cell = before[person]
+                async with front_end(laptop, kernels[person], person) as after:
+                    await after.ended(cell)
+                    assert shown([*front.about(cell), *after.about(cell)]) == numbers
+                assert await run_cell(laptop, kernels[person], "print(turn)") == f"{turn}\n"
+            restarted, killed = ("ada", "eve") if turn % 2 else ("eve", "ada")
+            status, _ = await laptops[restarted].api("POST", f"kernels/{kernels[restarted]}/restart")
+            assert status == 200
+            async with front_end(laptops[killed], kernels[killed], killed) as front:
+                await front.run("import os; os.kill(os.getpid(), 9)")
+                await front.until(lambda front=front: "restarting" in states(front.messages))
+            for person, laptop in laptops.items():
+                assert await run_cell(laptop, kernels[person], SHOW) == f"{person} {person} None\n"
+            assert await list_owners() == {kernel_id: person for person, kernel_id in kernels.items()}
 
 
 async def test_a_start_is_taken_back_if_its_client_goes(folder: Path) -> None:
