@@ -19,6 +19,7 @@ from kit.jupyter.gateway_process import (
     a_laptop,
     add_token,
     gateway_folder,
+    list_owners,
     run,
     run_cell,
     serve,
@@ -38,11 +39,6 @@ def folder(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 SHOW = "import os; print(*(os.environ.get(name) for name in ('KERNEL_USERNAME', 'COLOUR', 'SECRET_OF_THE_GATEWAY')))"
-
-
-async def list_owners() -> dict[str, str]:
-    """Return whose kernels they are, as the service knows it."""
-    return {each.id: each.owner.user for each in await connect("local").kernels()}
 
 
 async def test_two_people_and_a_second_gateway(folder: Path) -> None:

@@ -36,7 +36,7 @@ def keep(name: str, fill: Callable[[Path], None]) -> str | None:
             try:
                 fill(Path(fresh) / "all")
             except (OSError, subprocess.SubprocessError) as problem:
-                return f"pip cannot download {PROVISIONERS} and {GATEWAY} here: {problem}"
+                return f"pip cannot make {name} here: {problem}"
             (Path(fresh) / "all").rename(folder)
     return None
 

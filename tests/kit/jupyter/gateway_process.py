@@ -120,3 +120,8 @@ async def start(laptop: JupyterServer, **env: str) -> str:
     status, kernel = await laptop.api("POST", "kernels", {"name": "roosted", "env": env})
     assert status == 201, kernel
     return str(kernel["id"])
+
+
+async def list_owners() -> dict[str, str]:
+    """Return whose kernels they are, as the service knows it."""
+    return {each.id: each.owner.user for each in await connect("local").kernels()}
