@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class GatewayKernelClient(managers.GatewayKernelClient):  # type: ignore[misc]
                 "ca_certs": gateway.ca_certs,
                 "certfile": gateway.client_cert,
                 "keyfile": gateway.client_key,
+                "cert_reqs": ssl.CERT_REQUIRED if gateway.validate_cert else ssl.CERT_NONE,
+                "check_hostname": gateway.validate_cert,
             },
         )
         super(managers.GatewayKernelClient, self).start_channels(**channels)
