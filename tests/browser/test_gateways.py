@@ -102,6 +102,13 @@ def test_two_people_keep_their_kernels_when_the_gateway_is_killed(
             lab.prompt(2, "[*]:")
             lab.press("Escape", "i", "i")
             assert "KeyboardInterrupt" in lab.output(2, "KeyboardInterrupt")
+            lab.press("Escape", "0", "0")
+            cell_ms = allow_s(browser.CELL_S * 1000)
+            with lab.page.expect_response(lambda answer: "/restart" in answer.url, timeout=cell_ms):
+                lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
+            lab.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=cell_ms)
+            lab.run(3, "x")
+            assert "NameError" in lab.output(3, "NameError")
             assert [each["id"] for each in lab.api("GET", "kernels")] == kernels[person]
             lab.take(f"gateway-{person}")
             lab.end_kernels()
