@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab lint check test machine forks ray $(CLUSTERS) long gate flaky build-dask build-docker build-kubernetes build-yarn build-ssh build-spark bench figures docs format clean
+.PHONY: help run lab lint check test machine servers forks ray $(CLUSTERS) long gate flaky build-dask build-docker build-kubernetes build-yarn build-ssh build-spark bench figures docs format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -38,7 +38,8 @@ help:
 	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         the tests without processes, and a sample of those on this machine and on a Ray cluster (6 minutes on two cores)'
 	@echo 'make machine      the other tests on this machine'
-	@echo 'make forks        forked kernels against fresh ones: programs, behaviours, spoilt forks'
+	@echo 'make servers      Jupyter Server, its console and nbconvert on this machine'
+	@echo 'make forks        forked kernels against fresh ones: programs, spoilt forks'
 	@echo 'make ray, dask, docker, kubernetes, yarn, ssh'
 	@echo '                  the tests on such a cluster, and its tour; ray has the growing clusters and the browser'
 	@echo 'make gate         what a change has to pass: all above that every landing has, the parts that the change touches, and one by turn'
@@ -52,6 +53,7 @@ help:
 	@echo 'make format       apply formatting and safe lint fixes'
 	@echo 'make clean        remove what these commands made'
 
+# An editable installation has no data files, and Jupyter Server loads only the extensions that a file names.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "roost needs Python 3.10 or newer: make PYTHON=...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -59,6 +61,8 @@ $(READY): pyproject.toml
 	@$(INSTALL) 'Installing roost and what its tests need into $(VENV), in about two minutes, 0.9 GB:' --editable '.[dev]' || { \
 	  $(INSTALL) 'Installing the same without Ray:' --editable '.[bench,dask,lint,test]' && \
 	  echo 'Ray cannot be installed for this Python: its tests are skipped, and make run is the tour of this machine (BACKEND=dask: of a Dask cluster).'; }
+	@mkdir -p $(VENV)/etc/jupyter/jupyter_server_config.d
+	@cp provisioners/server_extension/jupyter_config/roost.json $(VENV)/etc/jupyter/jupyter_server_config.d
 	@mkdir -p .typing && ln -sfn .. .typing/roost
 	@touch $@
 
@@ -94,6 +98,9 @@ test: $(READY)
 
 machine: $(READY)
 	$(PART) tests/machine tests/suites --ignore=$(SAMPLE) --backend local
+
+servers: $(READY)
+	$(PART) tests/servers --backend local
 
 forks: $(READY)
 	$(PART) tests/forks

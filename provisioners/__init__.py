@@ -9,7 +9,6 @@ request_options.py     a kernelspec's options and KERNEL_* variables → Request
 kernel_connection.py   the kernel's addresses, ports and keys
 encryption.py          keys or private sockets for the kernel's channels
 kernel_environment.py  the kernel's environment variables and working directory
-foreign_variables.py   the settings of other gateways that a kernelspec's env may have
 spark_mode.py          refuses the cluster mode of Spark, which takes a kernel out of its lease
 exit_watch.py          waits for the end of a kernel
 application.py         what differs between a Jupyter Server and other applications

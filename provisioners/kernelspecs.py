@@ -37,7 +37,6 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.messages import Finding, format_names
 
 from .encryption import check_wish
-from .foreign_variables import add_timeout, describe_unread
 from .kernel_environment import check_patterns, check_variables
 from .kernel_json import PROVISIONER, find_provisioner, find_waiting, read_document
 from .kernel_resources import list_resources, write_kernelspec
@@ -208,9 +207,6 @@ def find_problems(*, silent: tuple[str, Mapping[str, Any]] | None = None) -> lis
             undecided.setdefault(outlook, []).append(spec.name)
         else:
             found.append(_report(spec, outlook))
-        if unread := describe_unread(spec.env):
-            what, _, do = unread.rstrip(".").rpartition(": ")
-            found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
         if advice and not (outlook.reason and advice.startswith(outlook.reason)):
             what, _, do = advice.rstrip(".").rpartition(": ")
             found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
@@ -349,7 +345,7 @@ def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:
     spec = get_spec(provisioner.backend)
     check_wish(provisioner.encrypt, spec.name if spec.requires_encryption else "")
     known = {name: value for name, value in env.items() if "$" not in value}  # Jupyter puts in other values
-    return read_start_options(add_timeout(config, known), known).request
+    return read_start_options(config, known).request
 
 
 def _check_policy(config: Mapping[str, Any]) -> None:

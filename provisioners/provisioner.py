@@ -61,7 +61,6 @@ from .application import (
 )
 from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
-from .foreign_variables import add_timeout, describe_unread, is_new
 from .jupyter_internals import drop_unread_requests
 from .kernel_connection import (
     build_connection,
@@ -195,7 +194,6 @@ class RoostProvisioner(KernelProvisionerBase):
             kwargs = await super().pre_launch(cmd=argv, env=env, **kwargs)
             check_patterns(self.environment)
             check_variables(self.kernel_spec.env)
-            self._report_unread()
             self._options = self._read_options(kwargs["env"])
             if km is not None:
                 self._connection = build_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
@@ -464,13 +462,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def _read_options(self, env: Mapping[str, str]) -> StartOptions:
         options = {name: getattr(self, name) for name in OPTIONS}
-        return read_start_options(add_timeout(options, self.kernel_spec.env), env)
-
-    def _report_unread(self) -> None:
-        """Log once which settings of other servers in the kernelspec's env have no effect."""
-        unread = describe_unread(self.kernel_spec.env)
-        if unread and is_new(unread):
-            self.log.warning("kernel=%s %s", self._id, unread)
+        return read_start_options(options, env)
 
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
         is_restart, is_local = self._has_lease, self._is_local

@@ -32,10 +32,7 @@ from roost.launchers.protocol.rpc import RemoteError
 
 
 class RoostError(Exception):
-    """The base of roost's errors: `user_message` is for people, `fields` (JSON values) for programs.
-
-    `fields["about_settings"]`: the end of the message, if the service has added that its settings are old.
-    """
+    """The base of roost's errors: `user_message` is for people, `fields` (JSON values) for programs."""
 
     def __init__(self, user_message: str, **fields: Any) -> None:
         super().__init__(user_message)
@@ -54,10 +51,7 @@ class RoostError(Exception):
 
 
 class ConfigError(RoostError):
-    """An option, a kernelspec or a setting is wrong.
-
-    `fields["with_any_settings"]`: the same call is as wrong with any other settings of the operator.
-    """
+    """An option, a kernelspec or a setting is wrong."""
 
 
 class PlacementError(RoostError):

@@ -62,6 +62,8 @@ class ServiceFacts(TypedDict):
     """The answer of a service to a client that connects."""
 
     protocol: int
+    agent_protocol: int
+    """The protocol of the agents that the service can use."""
     version: str
     """The service's version of roost."""
     pid: int
@@ -72,11 +74,11 @@ class ServiceFacts(TypedDict):
     network: str
     """The network namespace of the service."""
     config_path: list[str]
-    """The folders in which the service has looked for its settings. Older services do not say."""
+    """The folders in which the service has looked for its settings."""
     launch_timeout_s: float
-    """How long a start may take that names no time. Older services do not say."""
+    """How long a start may take that names no time."""
     node_start_timeout_s: float
-    """How long a start may wait for a new node besides, if its cluster can grow. Older services do not say."""
+    """How long a start may wait for a new node besides, if its cluster can grow."""
 
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0

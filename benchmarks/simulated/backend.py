@@ -64,9 +64,6 @@ class SimulatedManager:
     def places(self) -> Sequence[str]:
         return ()
 
-    async def name_holders(self, nodes: Sequence[SimulatedNode]) -> Sequence[str]:
-        return ()
-
     async def close(self) -> None:
         await self._client.close()
 

@@ -154,7 +154,6 @@ class Agent:
                 "logs": Operation(self._logs),
                 "journal": Operation(self._kernels.journal),
                 "status": Operation(self._status),
-                "others": Operation(self._share.list_holders),
                 "stats": Operation(self._stats),
                 "warm": Operation(self._warm),
                 "leave": Operation(self._leave),

@@ -1,4 +1,4 @@
-"""Find the agent of this user on this machine, or start it. Replace it if it is older than this code.
+"""Find the agent of this user on this machine, or start it. Replace it if it is older and of the same protocol.
 
 A cluster manager runs this file as a program on a node, with the arguments NAME SETTINGS MANAGER CLIENTS (all but the
 name are JSON). CLIENTS are public keys: the agent then accepts these clients. The program prints, as JSON, the agent's
@@ -12,19 +12,21 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure
-from roost.launchers.daemon.private_files import FolderError, runtime_dir
+from roost.launchers.daemon.private_files import FolderError, read_json, runtime_dir
+from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.world import name_in_world
 from roost.launchers.machine_book.lock import find_pids
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
-from roost.launchers.protocol.shared_values import VERSION, parse_version
+from roost.launchers.protocol.shared_values import VERSION, is_older
 from roost.placement.model import Node
 from roost.placement.model.json_codec import WireError, decode, encode
 
@@ -42,7 +44,17 @@ class _Announcement:
     keys: ClientKeys
     version: str
     protocol: int
+    pid: int
     settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What the record of a kernel says to an agent of any version."""
+
+    kernel_id: str
+    pid: int
+    process_started_at: float
 
 
 async def find_or_start_agent(
@@ -54,7 +66,8 @@ async def find_or_start_agent(
     world of the cluster manager's daemon.
 
     The agent watches `manager` from now on. An agent of an older version is replaced; its kernels and leases stay. An
-    agent with other settings is replaced if it holds no lease. Otherwise it keeps its settings, with a warning.
+    agent of another protocol is left alone, and the error names its kernels. An agent with other settings is replaced
+    if it holds no lease. Otherwise it keeps its settings, with a warning.
     """
     folder = runtime_dir() / (name or name_in_world("agent"))
     give_up_at = time.monotonic() + _REPLACED_WITHIN_S
@@ -68,8 +81,10 @@ async def find_or_start_agent(
             pid = next(find_pids(folder / "lock"), 0)
             remedy = f"end that agent with `kill {pid}`" if pid > 0 else "stop that agent"
             raise DaemonError(f"{folder / 'ready.json'} is damaged: {problem}; {remedy}") from None
+        if found.protocol != PROTOCOL:
+            raise DaemonError(describe_other_protocol(folder, found.version, found.pid))
         endpoint, keys = found.endpoint, found.keys
-        is_replaced = is_older(announced)
+        is_replaced = is_older(found.version)
         differences = find_differences(found.settings, settings)
         client = AgentClient(endpoint, keys)
         try:
@@ -94,14 +109,25 @@ async def find_or_start_agent(
     raise DaemonError("an agent of an older version does not leave; run `roost doctor`")
 
 
-def is_older(announced: Mapping[str, Any]) -> bool:
-    """True if the agent with this announcement is older than this roost. Raises `DaemonError` if it is too new."""
-    if parse_version(str(announced["version"])) < parse_version(VERSION) or announced["protocol"] < PROTOCOL:
-        return True
-    if announced["protocol"] != PROTOCOL:
-        newer = f"has version {announced['version']}, newer than {VERSION}"
-        raise DaemonError(f"the agent on this machine {newer}: upgrade roost")
-    return False
+def describe_other_protocol(folder: Path, version: str, pid: int) -> str:
+    """Return a sentence about an agent of another protocol. It names the agent's kernels, and says how to end them."""
+    kernels = {record.kernel_id: record.pid for record in _find_running(folder)}
+    what = f"it and its kernels {', '.join(kernels)}" if kernels else "it: it has no kernel"
+    command = " ".join(map(str, ("kill", pid, *kernels.values())))
+    does_not_fit = (
+        f"the agent on this machine is roost {version}, whose protocol is not that of roost {VERSION}"
+    )
+    return f"{does_not_fit}; `{command}` there ends {what}"
+
+
+def _find_running(folder: Path) -> Iterator[_Record]:
+    for path in sorted(folder.glob("kernels/*/record.json")):
+        try:
+            record = decode(_Record, read_json(path), ignore_unknown=True)
+        except WireError:
+            continue
+        if is_running(record.pid, record.process_started_at):
+            yield record
 
 
 def find_differences(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, Any]:
@@ -137,10 +163,7 @@ async def _main(name: str, settings: str, manager: str, clients: str) -> str:
 
 
 async def _holds_something(client: AgentClient) -> bool:
-    try:
-        return bool((await client.holdings()).leases)
-    except WireError:
-        return True  # an older agent, whose answer has an unknown form
+    return bool((await client.holdings()).leases)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +126,6 @@ def state_folder(*names: str) -> Path:
     folder = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))
     for name in ("roost", *names):
         folder /= name
-        if is_own_folder(str(folder)) and not folder.is_symlink():
-            with suppress(OSError):  # an earlier version let others enter
-                folder.chmod(0o700)
         private_folder(folder)
     return folder
 

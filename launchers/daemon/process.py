@@ -76,7 +76,7 @@ def is_running(pid: int, started_at: float) -> bool:
     """True if the process with this pid and start time runs. A zombie does not run."""
     found = start_time(pid) if pid > 0 and started_at > 0 else 0.0
     if started_at < _BETWEEN_BOOTS_S:
-        found %= _BETWEEN_BOOTS_S  # an earlier version, or a script without roost, has noted it
+        found %= _BETWEEN_BOOTS_S  # a script without roost has noted it
     return found > 0 and is_same_start(found, started_at)
 
 

@@ -10,7 +10,6 @@ from roost.placement.model.json_codec import decode
 
 from .messages import (
     AgentEvent,
-    Holder,
     Holdings,
     JournalPage,
     KernelProcess,
@@ -114,11 +113,6 @@ class AgentClient:
         The node is draining if the cluster manager's last daemon on it has ended.
         """
         return await self._call(Node, "status")
-
-    async def others(self) -> list[Holder]:
-        """Return the promises of the other agents of this machine, the oldest first."""
-        answer = await self._client.call("others", timeout_s=_QUICK_S)
-        return [decode(Holder, each, ignore_unknown=True) for each in answer]
 
     async def stats(self) -> list[KernelUse]:
         answer = await self._client.call("stats", timeout_s=_QUICK_S)

@@ -223,26 +223,6 @@ class Holdings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """A slice of the agent's machine that another agent has promised to a kernel."""
-
-    user: str = ""
-    """The name of the other agent's user; empty if the operator keeps it from others."""
-    is_own: bool = False
-    """True if the other agent belongs to the same user: it has another runtime folder."""
-    since: float = 0.0
-    """When it was promised, never later than now; 0 if that is not known."""
-    cpus: float = 0.0
-    memory_bytes: int = 0
-    devices: Mapping[str, float] = field(default_factory=dict)
-    """The share of each device, by the device's id."""
-
-    def holds(self, resource: str) -> bool:
-        """True if some of a resource (`cpus`, `memory` or `gpus`) is held."""
-        return bool({"cpus": self.cpus, "memory": self.memory_bytes, "gpus": self.devices}[resource])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEvent:
     """An event, which goes to all subscribers."""
 

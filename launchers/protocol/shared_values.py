@@ -32,6 +32,17 @@ def parse_version(version: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
+def is_older(version: str) -> bool:
+    """True if a service or an agent of this version is older than this roost.
+
+    This is the rule of versions. A service or an agent of the same protocol is replaced if it is older, else it is
+    used. Kernels stay. An agent of another protocol is left alone, and its kernels are named. A service of a lower
+    protocol is replaced, because it holds nothing, unless its agents are of another protocol. One of a higher protocol
+    is left alone.
+    """
+    return parse_version(version) < parse_version(VERSION)
+
+
 OUT_OF_MEMORY = "its container ran out of memory"
 """A lost lease's reason begins with this text if the manager killed the processes for their use of memory."""
 

@@ -196,25 +196,6 @@ class Snapshot:
         types = tuple(sorted(node_types, key=lambda each: each.name))
         return self._copy(node_types=types, may_grow=may_grow)
 
-    def difference(self, before: Snapshot | None) -> tuple[list[Node], list[str]]:
-        """Return the arguments for ``before.apply`` that give this snapshot, but for the ages of metrics.
-
-        The cost is O(pages + changed nodes), or O(n) if nodes came or went. Both snapshots are whole. Without
-        ``before``, return all nodes.
-        """
-        if before is None:
-            return [node for page in self._pages for node in page], []
-        if before._ids is self._ids:
-            pages = zip(self._pages, before._pages, strict=True)
-            changed = (zip(page, old, strict=True) for page, old in pages if page is not old)
-            return [node for pairs in changed for node, old in pairs if node is not old], []
-        nodes = (node for page in self._pages for node in page)
-        rows = before._rows
-        return (
-            [node for node in nodes if node.id not in rows or before.raw(rows[node.id]) is not node],
-            [node_id for node_id in rows if node_id not in self._rows],
-        )
-
     def as_empty(self) -> Snapshot:
         """Return the same nodes without promises, kernels and draining. A node refused here is refused as *never*."""
         part = self.part(np.arange(len(self)), cols.empty_columns(self.columns))

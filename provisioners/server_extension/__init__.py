@@ -24,7 +24,6 @@ quick_manager.py    a kernel's manager without the pauses of jupyter_client and 
 kernel_sockets.py   the open sockets of a kernel, which go over to its new ports after a restart
 restarter.py        restarts dead kernels, except kernels that must stay ended
 setup_check.py      tells `roost doctor` if the extension is off
-older_servers.py    tells `roost doctor` which servers are older than their configuration
 warm_up.py          the service, the agent and warm processes, ready before the first start
 cluster_page.py     `/roost`: the clusters live, with its files in page/
 kernel_status.py    the node and the use of a kernel, for JupyterLab and Notebook

@@ -10,8 +10,8 @@
        ├── BackendEvent, EventQueue: nodes, warnings, resync                                    base, event_queue
        └── AgentEvent <── Agents: connections to agents, which core and backends share          agent_calls
 
-`node_archive` brings the agent's code to a node. `key_pair` has the keys of the service for agents. `holders` describes
-other users' promises on a machine, and `more_room` tells when such a promise has ended. `node_types` reads the kinds of
+`node_archive` brings the agent's code to a node. `key_pair` has the keys of the service for agents. `more_room`
+tells when another user's promise on a machine has ended. `node_types` reads the kinds of
 nodes that a cluster could start, as its operator writes them.
 
 The files of this folder stand below `config`, and the folders in it above `config`. A backend and its cluster library

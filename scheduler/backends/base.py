@@ -7,7 +7,7 @@ import. The backend itself, with its cluster library, is imported in the schedul
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +21,11 @@ from roost.launchers.protocol.messages import Owner as Owner
 from roost.launchers.protocol.messages import PodKernel as PodKernel
 from roost.placement import NodeType, Request, Snapshot
 from roost.scheduler.messages import Finding as Finding
-from roost.scheduler.messages import format_names
 
 from .lease_book import LeaseBook
 
 if TYPE_CHECKING:
     from .agent_calls import Agents
-
-
-Resource = Literal["gpus", "memory", "cpus"]
-"""A resource of nodes. Others than roost may hold a part of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,17 +266,6 @@ class Backend(ABC):
         A feature of the manager that has no value is a label with the value `yes`.
         """
         return request
-
-    async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
-        """Return the names of others that hold a resource of these nodes, as far as they are known.
-
-        Raises `BackendUnavailable`. The caller waits for 0.2 s at most.
-        """
-        return ()
-
-    def describe_holders(self, names: Sequence[str]) -> str:
-        """Return a phrase that completes "held by". `names` are those of `name_holders`."""
-        return f"{self.other_holders} ({format_names(names)})" if names else self.other_holders
 
     def report_agent(self, node_id: str) -> AgentReport:
         """Return the known state of this node's agent. With an agent per kernel, nothing is known."""

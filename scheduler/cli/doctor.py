@@ -42,7 +42,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     Return 1 if one of them is an error, else 0.
     """
     from roost.provisioners import kernelspecs
-    from roost.provisioners.server_extension import older_servers, setup_check
+    from roost.provisioners.server_extension import setup_check
 
     findings, of_kernelspecs = list[Finding](), list[Finding]()
     silent: tuple[str, Mapping[str, Any]] | None = None
@@ -77,7 +77,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         findings.append({"level": "error", "what": fields.get("what", str(error)), "do": do})
     if arguments.backend == DEFAULT_BACKEND:  # the machine's book divides this machine, and no cluster
         findings += machine.find_problems()
-    findings += setup_check.find_problems() + older_servers.find_problems()
+    findings += setup_check.find_problems()
     findings += kernelspecs.find_problems(silent=silent) if silent is not None else of_kernelspecs
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0

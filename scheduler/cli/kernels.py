@@ -52,7 +52,7 @@ def list_kernels(arguments: argparse.Namespace) -> int:
 
 
 def _count_elsewhere(client: Client) -> int:
-    """Return how many kernels this user has through other services; 0 if an older service does not know."""
+    """Return how many kernels this user has through other services; 0 if the cluster cannot be read now."""
     try:
         return wait_for(client.count_elsewhere())
     except RoostError:

@@ -14,8 +14,6 @@ from roost.placement.model.format import format_age, format_amount, format_bytes
 from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.call import wait_for
-from roost.scheduler.client.client import Client
-from roost.scheduler.errors import RoostError
 
 from .machine import describe_others
 from .options import connect_scheduler, print_answer
@@ -31,7 +29,11 @@ _EXACT = 1e-3
 
 def list_nodes(arguments: argparse.Namespace) -> int:
     client = connect_scheduler(arguments)
-    nodes, node_types, service = wait_for(client.nodes()), read_types(client), wait_for(client.service())
+    nodes, node_types, service = (
+        wait_for(client.nodes()),
+        wait_for(client.node_types()),
+        wait_for(client.service()),
+    )
     cluster = {"backend": service["backend"], "address": service["address"]}
     document = {"cluster": cluster, "nodes": nodes, "node_types": node_types}
 
@@ -42,14 +44,6 @@ def list_nodes(arguments: argparse.Namespace) -> int:
             open_console().print(f"Other users hold {held}.", style="dim")
 
     return print_answer(arguments, document, show)
-
-
-def read_types(client: Client) -> list[dict[str, Any]]:
-    """Return the kinds of nodes that the cluster could start; none if an older service does not know."""
-    try:
-        return wait_for(client.node_types())
-    except RoostError:
-        return []
 
 
 def drain(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,10 @@ from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
+from roost.launchers.protocol.shared_values import VERSION
 from roost.scheduler.errors import BackendUnavailable, from_remote
+
+from .service_folder import PROTOCOL
 
 _CONNECT_S = 2.0
 _ANSWER_S = 5.0
@@ -52,11 +55,10 @@ async def read_kernels(
     found: list[Any] = []
     unreachable: list[str] = []
     page: dict[str, Any] = {"more": True}
-    while page.get("more"):
-        after = {"after": found[-1]["id"]} if found else {}  # older services do not know it
-        page = await call({"with_use": with_use, **after})
+    while page["more"]:
+        page = await call({"with_use": with_use, "after": found[-1]["id"] if found else ""})
         found += page["kernels"]
-        unreachable += page.get("unreachable", ())
+        unreachable += page["unreachable"]
     return sorted(found, key=lambda kernel: float(kernel.get("created_at", 0.0))), sorted(set(unreachable))
 
 
@@ -66,7 +68,7 @@ class ServiceReading:
 
     nodes: list[Any]
     node_types: list[Any]
-    """The kinds of nodes that the cluster could start; empty if an older service does not know."""
+    """The kinds of nodes that the cluster could start."""
     kernels: list[Any]
 
 
@@ -75,13 +77,17 @@ async def read_service(service: RunningService) -> ServiceReading:
     client = RpcClient(f"ipc://{service.folder}/socket")
     try:
         await client.connect(timeout_s=_CONNECT_S)
+        hello = {"protocol": PROTOCOL, "version": VERSION}
+        greeting = await client.call("hello", hello, timeout_s=_ANSWER_S)
+        if greeting["protocol"] != PROTOCOL:
+            what = (
+                f"The scheduler service ({service.backend}, pid {service.pid}) is roost {greeting['version']}"
+            )
+            raise BackendUnavailable(f"{what}, whose protocol is not that of roost {VERSION}.")
         nodes = (await client.call("nodes", timeout_s=_ANSWER_S))["nodes"]
         call = partial(client.call, "kernels", timeout_s=_ANSWER_S)
         kernels, _ = await read_kernels(call, with_use=True)
-        try:
-            node_types = (await client.call("node_types", timeout_s=_ANSWER_S))["node_types"]
-        except rpc.RemoteError:
-            node_types = []
+        node_types = (await client.call("node_types", timeout_s=_ANSWER_S))["node_types"]
         return ServiceReading(nodes=nodes, node_types=node_types, kernels=kernels)
     except rpc.RemoteError as problem:
         raise from_remote(problem) from None

@@ -116,8 +116,7 @@ def find_outlook(
         return Outlook(kind="not asked", reason=problem.user_message.rstrip("."))
     except LimitExceeded as refusal:
         kind: Literal["never", "not now"] = "never" if refusal.fields.get("is_never") else "not now"
-        said = refusal.user_message.removesuffix(refusal.fields.get("about_settings", ""))
-        reason, _, do = said.rstrip(".").rpartition(": ")
+        reason, _, do = refusal.user_message.rstrip(".").rpartition(": ")
         return Outlook(kind=kind, reason=reason or do, do=do if reason else "")
     except NotAllowed as refusal:
         return Outlook(kind="never", reason=refusal.user_message.rstrip("."), do=_ASK_OPERATOR)

@@ -23,8 +23,9 @@ from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
 from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
+from roost.launchers.protocol.messages import PROTOCOL as AGENT_PROTOCOL
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.launchers.protocol.shared_values import VERSION, parse_version
+from roost.launchers.protocol.shared_values import VERSION, is_older
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -219,13 +220,16 @@ class ServiceConnection:
         raise BackendUnavailable(f"{problem}: only a program in that world can start it.")
 
     async def _is_current(self, connection: RpcClient) -> bool:
-        """True if this client can use the service. An older service is asked to leave."""
+        """True if this client can use the service. An older service is asked to leave.
+
+        Raise `BackendUnavailable` if the next service could not use its agents: then it stays, and so do its kernels.
+        """
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
         self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
         self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
-        if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
+        if protocol == PROTOCOL and (self._is_elsewhere or not is_older(version)):
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
@@ -234,7 +238,14 @@ class ServiceConnection:
                 f"The scheduler service of another world ({self._world}) has the older version {version}: "
                 "use it from a program in that world."
             )
-        log.info("scheduler service pid=%s is roost %s and is asked to leave", greeting.get("pid"), version)
+        pid = greeting.get("pid")
+        if greeting["agent_protocol"] != AGENT_PROTOCOL:
+            raise BackendUnavailable(
+                f"The scheduler service (pid {pid}) is roost {version}, whose agents have another protocol than those "
+                f"of roost {VERSION}: stop its kernels with roost {version}, or run `kill {pid}` and this again, which "
+                "then names them."
+            )
+        log.info("scheduler service pid=%s is roost %s and is asked to leave", pid, version)
         try:
             await connection.call("leave", {}, timeout_s=_GREETING_S)
         except rpc.Disconnected:

@@ -1,7 +1,6 @@
 """The operator's settings: read from `jupyter_roost_config`, checked, and frozen.
 
     service ──> load_settings                                                    files
-                  ├──> ReadFiles: the files, to find later changes               read_files
                   ├──> Settings: the scheduler's own section                     settings
                   ├──> the backend's section, which its BackendSpec names        backends/NAME/settings
                   │       └── ForkingSettings, EnforcementSettings               shared_sections

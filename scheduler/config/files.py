@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,17 @@ from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import check_input, read_input_json
 
-from .read_files import ReadFiles
 from .section import Memory, Section
 from .settings import Settings
 from .trait_errors import describe_refusal
 
 CONFIG_NAME = "jupyter_roost_config"
+Note = Callable[[Path], None]
+"""It is called with each file before that file is read."""
+
+
+def _ignore(_: Path) -> None:
+    """Note nothing."""
 
 
 def load_settings(
@@ -31,18 +36,16 @@ def load_settings(
     options: Mapping[str, Any],
     *,
     path: Sequence[str] | None = None,
-    read: ReadFiles | None = None,
+    note: Note = _ignore,
 ) -> tuple[Settings, Section]:
     """Return the scheduler's settings and the backend's; raise `ConfigError`, which names the wrong key.
 
     Reads `config_file` if the options name one. Otherwise reads every `jupyter_roost_config` on `path`
     (default: Jupyter's); the value in the first folder of `path` wins. The other `options` are settings of
-    the backend and override its section in the files. `read` notes each file that is read or looked for, and those of
-    the operator's policies.
+    the backend and override its section in the files. `note` gets each file that is read or looked for.
     """
-    read = ReadFiles() if read is None else read
     files = Path(config_file) if (config_file := options.get("config_file")) else None
-    config, origins = _read_all(files, jupyter_config_path() if path is None else path, read)
+    config, origins = _read_all(files, jupyter_config_path() if path is None else path, note)
     own = _load_section(backend)
     classes: dict[str, type[Section]] = {Settings.__name__: Settings, own.__name__: own}
     others = {get_spec(name).section: name for name in backend_names() if name != backend}
@@ -64,10 +67,6 @@ def load_settings(
     sections = {name: _build(section, config, origins) for name, section in classes.items()}
     settings = sections[Settings.__name__]
     assert isinstance(settings, Settings)
-    for spec in (*settings.policies.values(), settings.default_policy):
-        file, _, _ = spec.rpartition(":")
-        if file.endswith(".py"):
-            read.note(Path(file))
     return settings, sections[own.__name__]
 
 
@@ -106,7 +105,7 @@ def _to_values(backend: str, section: type[Section], options: Mapping[str, Any])
 
 
 def _read_all(
-    file: Path | None, path: Sequence[str], read: ReadFiles
+    file: Path | None, path: Sequence[str], note: Note
 ) -> tuple[Config, dict[tuple[str, str], Path]]:
     """Return what the files say, and the file of each setting by section and name; by an empty name of each section."""
     if file is not None and not file.is_file():
@@ -114,20 +113,20 @@ def _read_all(
     names = (f"{CONFIG_NAME}.py", f"{CONFIG_NAME}.json")
     config, origins = Config(), dict[tuple[str, str], Path]()
     for each in [file] if file else [Path(folder, name) for folder in reversed(path) for name in names]:
-        read.note(each)
-        found = _read(each, read)
+        note(each)
+        found = _read(each, note)
         config.merge(found)
         origins |= {(section, name): each for section, values in found.items() for name in (*values, "")}
     return config, origins
 
 
-def _read(file: Path, read: ReadFiles) -> Config:
+def _read(file: Path, note: Note) -> Config:
     class PyLoader(PyFileConfigLoader):  # type: ignore[misc,unused-ignore]
         """A loader that notes the files of `load_subconfig` too, which it makes loaders of its own class for."""
 
         def _find_file(self) -> None:
             super()._find_file()
-            read.note(Path(self.full_filename))
+            note(Path(self.full_filename))
 
     is_json = file.suffix == ".json"
     loader = JSONFileConfigLoader if is_json else PyLoader

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from roost.placement import Decision, Node, Request, Snapshot
 from roost.placement.model.format import format_amount, format_bytes, format_count
-from roost.scheduler.backends.base import Backend, Lease, Resource
-from roost.scheduler.errors import RoostError
-
-_NAMED_S = 0.2
-"""How long the cluster may take to name the holders. A notebook waits half a second for the whole explanation."""
+from roost.scheduler.backends.base import Backend, Lease
 
 
 class OtherHolders(TypedDict):
     """One resource that others hold, on the nodes that could take the request if they were empty."""
 
-    resource: Resource
+    resource: Literal["gpus", "memory", "cpus"]
     amount: float
     of: float
     """All that these nodes have."""
-    holders: list[str]
-    """Some of the holders, as far as the cluster names them."""
     text: str
     """All of this as a clause."""
 
@@ -35,7 +27,7 @@ class _Kind:
     """A resource, as nodes and requests have it. The filter `filter` refuses nodes that lack it."""
 
     filter: str
-    resource: Resource
+    resource: Literal["gpus", "memory", "cpus"]
     exact: float
     """The difference between two sums that counts as none."""
     total: Callable[[Node], float]
@@ -83,7 +75,7 @@ _KINDS = (
 """In the order in which the text names one of them."""
 
 
-async def find_others(
+def find_others(
     decision: Decision, snapshot: Snapshot, leases: Iterable[Lease], backend: Backend
 ) -> OtherHolders | None:
     """Return the other holders of a resource that a request lacks, besides the kernels in `leases`; else None.
@@ -100,7 +92,9 @@ async def find_others(
         by_others = _sum_by_others(kind, held, leases)
         if by_others:
             total = sum(kind.total(node) for node in held.values())
-            return await _describe(kind, by_others, total, backend)
+            amount = round(sum(by_others.values()), 3)
+            text = f"{kind.describe(amount, total)} held by {backend.other_holders}"
+            return {"resource": kind.resource, "amount": amount, "of": total, "text": text}
     return None
 
 
@@ -111,12 +105,3 @@ def _sum_by_others(kind: _Kind, nodes: dict[str, Node], leases: Iterable[Lease])
         if lease.node_id in amounts:
             amounts[lease.node_id] -= kind.asked(lease.request)
     return {node_id: amount for node_id, amount in amounts.items() if amount > kind.exact}
-
-
-async def _describe(kind: _Kind, held: dict[str, float], total: float, backend: Backend) -> OtherHolders:
-    amount = round(sum(held.values()), 3)
-    named: list[str] = []
-    with suppress(RoostError, asyncio.TimeoutError):
-        named = list(await asyncio.wait_for(backend.name_holders(held.keys(), kind.resource), _NAMED_S))
-    text = f"{kind.describe(amount, total)} held by {backend.describe_holders(named)}"
-    return {"resource": kind.resource, "amount": amount, "of": total, "holders": named, "text": text}

@@ -370,13 +370,13 @@ class Scheduler:
             }
             # The kernels whose end would make room.
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
-            document["others"] = await find_others(decision, snapshot, leases, self.backend)
+            document["others"] = find_others(decision, snapshot, leases, self.backend)
         return document
 
     async def drain(self, node_id: str, on: bool = True) -> None:
         """Place no more kernels on a node, or place kernels there again. Kernels on the node go on."""
         if node_id not in self._access.draining and node_id not in await self._access.snapshot():
-            raise ConfigError(f"there is no node {node_id}; see `roost nodes`.", with_any_settings=True)
+            raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
         if on == (node_id in self._access.draining):
             return
         self._access.drain(node_id, on)

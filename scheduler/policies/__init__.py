@@ -2,7 +2,6 @@
 
     core ──> PolicyCatalog.decide ──> a shipped policy                           catalog, roost.placement
       │           │        └────────> SandboxedPolicy: a foreign one             sandbox
-      │           │                      ├── stops a slow one most of the time    duty_cycle
       │           │                      │ socket: questions                      policy_messages
       │           │                      ▼         decisions, checked twice       decision_check
       │           │                   the policy's own process                    policy_process

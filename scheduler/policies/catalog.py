@@ -7,7 +7,7 @@ changes. All other policies run in processes (`sandbox`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start_shared
 from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
@@ -41,7 +41,7 @@ class PolicyCatalog:
         self._for_types: dict[str, Policy] = {}
         """Shipped policies that are asked about node types only: a policy keeps the scores of one cluster."""
         self._others: dict[str, SandboxedPolicy] = {}
-        self._problems: dict[str, ConfigError] = {}
+        self._problems: dict[str, str] = {}
         self._given: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         """Why the latest decision of a policy was unusable, by policy name: `failed (ValueError: …)`."""
@@ -49,64 +49,56 @@ class PolicyCatalog:
 
     async def load(self, name: str) -> None:
         """Load the policy of that name unless it is loaded already. If this fails, `check` raises the error."""
-        spec = self._spec(name)
-        if spec not in SHIPPED and name not in self._others and self._may_ask(name):
+        if not self._is_known(name) and self._may_ask(name):
             if len(self._problems) > _MAX_PROBLEMS:
                 self._problems.clear()
             problem = await self._load(PolicySource(name, dict(self._settings.policies)))
             if problem is not None:
-                self._problems[name] = problem
+                self._problems[name] = problem.user_message
 
     def check(self, name: str) -> None:
         """Raise `ConfigError` if `load` has found no usable policy of that name.
 
         `fields` of the error has the `policy`, and the `setting` that names it, empty if a request names it.
         """
-        problem = self._find_problem(name)
-        if problem:
-            # A setting adds a name, but a file or a module is none.
-            fields = {} if self._may_ask(name) else {"with_any_settings": True}
-            raise ConfigError(problem, policy=name, setting=self._find_setting(name), **fields)
+        if not self._is_known(name):
+            is_loading = f"policy {name!r:.80} is still loading; try again."
+            raise self._refuse(name, self._problems.get(name, is_loading))
 
-    async def find_problems(self, names: list[str]) -> dict[str, ConfigError]:
-        """Return the unusable policies among `names`, each with the error that a request for it gets."""
-        wanted = sorted(set(names))
-        await ask_all(self.load, wanted, most=_LOADED_AT_ONCE)
-        problems = {}
-        for name in wanted:
-            try:
-                self.check(name)
-            except ConfigError as problem:
-                problems[name] = problem
-        return problems
+    async def find_problems(self, names: Iterable[str]) -> dict[str, ConfigError]:
+        """Return the unusable policies among `names`, each with the error that a request for it gets.
+
+        Each policy that is not loaded yet is loaded in a process of its own, which ends at once.
+        """
+        wanted = sorted({name for name in names if not self._is_known(name)})
+        problems = await ask_all(self._try, wanted, most=_LOADED_AT_ONCE)
+        return {name: problem for name, problem in zip(wanted, problems, strict=True) if problem is not None}
 
     async def check_configuration(self) -> dict[str, str]:
         """Return the problem of each unusable policy in the configuration, by the setting that names it."""
         named = {f"{_POLICIES}[{name!r}]": name for name in self._settings.policies}
         named = {_DEFAULT: self._settings.default_policy, **named}
-        problems = await self.find_problems(list(named.values()))
+        problems = await self.find_problems(named.values())
         return {setting: problems[name].user_message for setting, name in named.items() if name in problems}
 
     async def check_installed(self) -> dict[str, str]:
-        """Return the problem of each unusable policy of an installed package, by its name.
+        """Return the problem of each unusable policy of an installed package, by its name."""
+        wanted = list_installed().keys() - self._settings.policies.keys() - {self._settings.default_policy}
+        problems = await self.find_problems(wanted)
+        return {name: problem.user_message for name, problem in problems.items()}
 
-        Each is loaded in a process of its own, which ends at once.
-        """
-        known = SHIPPED.keys() | self._settings.policies.keys() | self._others.keys()
-        wanted = sorted(list_installed().keys() - known - {self._settings.default_policy})
-        problems = await ask_all(self._try_installed, wanted, most=_LOADED_AT_ONCE)
-        return {name: problem for name, problem in zip(wanted, problems, strict=True) if problem}
-
-    async def _try_installed(self, name: str) -> str:
-        """Return why the policy of an installed package cannot be used; empty if it can."""
-        tried = self._make_process(PolicySource(name))
+    async def _try(self, name: str) -> ConfigError | None:
+        """Return the error of a policy that is not loaded yet; None if a request could use it."""
+        if not self._may_ask(name):
+            return self._refuse(name)
+        tried = self._make_process(PolicySource(name, dict(self._settings.policies)))
         try:
             await tried.load()
         except ConfigError as problem:
-            return problem.user_message
+            return self._refuse(name, problem.user_message)
         finally:
             await tried.close()
-        return ""
+        return None
 
     async def add(self, name: str, pickled: str, python: str, token: str) -> None:
         """Add a client's policy, which `pickling` has packed with the version `python` of Python.
@@ -120,8 +112,7 @@ class PolicyCatalog:
             )
         if python != PYTHON:
             raise ConfigError(
-                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {python}.",
-                with_any_settings=True,
+                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {python}."
             )
         if self._given.get(name) == token:
             return
@@ -177,15 +168,18 @@ class PolicyCatalog:
             decision = policy.place(request, snapshot, avoid=avoid)
         return decision if decision.policy == name else decision.changed_to(policy=name)
 
-    def _find_problem(self, name: str) -> str:
-        if not self._may_ask(name):
-            return (
-                f"policy {name!r:.80} names a file or module: only the operator can do that, in {_POLICIES}."
-            )
-        if self._spec(name) in SHIPPED or name in self._others:
-            return ""
-        problem = self._problems.get(name)
-        return problem.user_message if problem else f"policy {name!r:.80} is still loading; try again."
+    def _is_known(self, name: str) -> bool:
+        """True if a request can use the policy of that name now."""
+        return self._spec(name) in SHIPPED or name in self._others
+
+    def _refuse(self, name: str, problem: str = "") -> ConfigError:
+        """Return the error of a request for an unusable policy."""
+        if self._may_ask(name):
+            return ConfigError(problem, policy=name, setting=self._find_setting(name))
+        problem = (
+            f"policy {name!r:.80} names a file or module: only the operator can do that, in {_POLICIES}."
+        )
+        return ConfigError(problem, policy=name, setting="")
 
     def _find_setting(self, name: str) -> str:
         """Return the setting that holds the policy's file, module or name; empty without one."""

@@ -33,14 +33,12 @@ class Setup(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A request, and what has changed since the last question."""
+    """A request, and the whole snapshot."""
 
     request: Request
     avoid: Mapping[str, str]
-    workload: Workload | None
-    """None if it has not changed."""
+    workload: Workload
     nodes: Sequence[Node]
-    removed: Sequence[str]
     ages: bytes
     """(n,) the ages of the nodes' metrics, as float64."""
     version: int

@@ -1,9 +1,9 @@
 """Runs a foreign policy, which roost does not ship, in a process of its own, and checks its decisions.
 
 A thread would not do: the policy could hold the interpreter, or a lock that the service needs, and Python cannot end
-it. Each answer has a deadline, which includes the decision's explanation. A process that misses it is ended. Between
-its answers the process is stopped (SIGSTOP), so that threads of the policy take no processor time. A policy that
-computes for long is stopped most of the time (`duty_cycle`).
+it. Each answer has a deadline, which includes the decision's explanation. If an answer is late, the whole process group
+is ended, and the policy rests. Between its answers the group is stopped (SIGSTOP), so that threads of the policy take
+no processor time. The group ends with the service (`policy_process`).
 """
 
 from __future__ import annotations
@@ -18,40 +18,28 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Mapping
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from io import FileIO
 
-import psutil
-
-from roost.launchers.daemon.group_guard import GroupGuard
 from roost.launchers.daemon.process import describe_exit
-from roost.launchers.daemon.tasks import Timers, backoff, in_thread, join_shared, start_shared
+from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
 from roost.placement import Decision, Request, Snapshot, Workload
 from roost.scheduler.errors import ConfigError
 
 from .decision_check import read_decision
-from .duty_cycle import DutyCycle
 from .loader import format_error
 from .policy_messages import PolicySource, Question, Setup
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 LOAD_S = 15.0
 """How long loading a policy may take. A client waits longer for its answer."""
-_FREE_S = 0.2
-"""How long a policy may compute for an answer without stops. Most answer within 2 ms."""
-_LOADS_FREE_S = 3.0
-"""The same for its loading, which takes 0.2 to 0.5 s of processor time."""
+_READ_S = 1e-4
+"""How much longer an answer may take for each node. The process reads the whole snapshot, 0.04 ms for each node."""
 _RESTS_S = (1.0, 60.0)
 """First and longest time for which a policy is not asked after its process was ended."""
-_UNUSED_S = 600.0
-"""A process that was not asked for so long ends. The next question starts another."""
-_UNASKED_S = 30.0
-"""The same for one that was never asked. `roost doctor` loads all configured policies."""
-_ENDS_S = 5.0
+_ENDS_S = 2.0
 """How long `SandboxedPolicy.close` waits for the end of the process."""
 _CLOSED_S = 1.0
 """How long after the end of its socket a process may take to end. Else its policy has closed the socket."""
@@ -59,8 +47,7 @@ _MOST_BYTES = 1 << 20
 _MOST_BYTES_PER_NODE = 1 << 10
 """An answer may have `_MOST_BYTES`, and so many more for each node: it may refuse all of them for several reasons."""
 _MANY_NODES = 1_000
-"""If more nodes have changed, or an answer is as long, pickling and reading take place in a thread."""
-_LONG_BYTES = 100 * _MANY_NODES
+"""With more nodes, pickling and reading take place in a thread."""
 
 
 class PolicyFailed(Exception):
@@ -81,7 +68,6 @@ class SandboxedPolicy:
         self._why = ""
         self._rests_until = 0.0
         self._is_closed = False
-        self._timers = Timers()
 
     @property
     def pid(self) -> int | None:
@@ -91,54 +77,52 @@ class SandboxedPolicy:
     async def load(self) -> None:
         """Start the process. Raises `ConfigError` if the policy cannot be loaded."""
         self._process = await self._start()
-        self._timers.later(_UNASKED_S, self._end_unused, key="unused")
 
     async def place(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
     ) -> Decision:
         """Return the policy's checked decision; raises `PolicyFailed`. A cancelled caller does not end the process."""
-        return await join_shared(start_shared(self._place(request, snapshot, avoid, workload)))
+        content = await join_shared(start_shared(self._ask(request, snapshot, avoid, workload)))
+        try:
+            if len(snapshot) <= _MANY_NODES:
+                return _read_answer(content, request, snapshot, avoid)
+            return await in_thread(lambda: _read_answer(content, request, snapshot, avoid))
+        except (ValueError, TypeError, LookupError, AttributeError) as problem:
+            raise PolicyFailed(f"failed ({format_error(problem)})") from None
 
     async def close(self) -> None:
         """End the process. Questions that wait raise `PolicyFailed`."""
         self._is_closed = True
-        self._timers.close()
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.wait([self._loading], timeout=2 * _ENDS_S)  # its process ends
         if self._process is not None:
             await self._process.end()
 
-    async def _place(
+    async def _ask(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
-    ) -> Decision:
+    ) -> bytes:
         async with self._turn:
             process = await self._find_process()
-            self._timers.cancel("unused")
+            nodes = [snapshot.raw(row) for row in range(len(snapshot))]
+            question = Question(
+                request, dict(avoid), workload, nodes, snapshot.ages.tobytes(), snapshot.version
+            )
             try:
-                content = await process.ask(request, snapshot, avoid, workload, self._timeout_s)
+                content = await process.ask(question, self._timeout_s)
             except _ProcessFailed as problem:
                 await process.end()
                 self._check_open()
                 self._rest(str(problem))
                 raise PolicyFailed(str(problem)) from None
             self._pauses = backoff(*_RESTS_S)
-            self._timers.later(_UNUSED_S, self._end_unused, key="unused")
-        try:
-            if len(content) < _LONG_BYTES:
-                return _read_answer(content, request, snapshot, avoid)
-            return await in_thread(lambda: _read_answer(content, request, snapshot, avoid))
-        except (ValueError, TypeError, LookupError, AttributeError) as problem:
-            raise PolicyFailed(f"failed ({format_error(problem)})") from None
+            return content
 
     async def _find_process(self) -> _PolicyProcess:
         """Return the running process. Start another if there is none, unless the policy has failed just now."""
         self._check_open()
-        if self._process is not None:
-            if self._process.is_running:
-                return self._process
-            self._process.kill()  # what it has left behind
-            self._process = None
+        if self._process is not None and self._process.is_running:
+            return self._process
         rests_s = self._rests_until - time.monotonic()
         if rests_s > 0:
             raise PolicyFailed(f"{self._why}; it is asked again in {math.ceil(rests_s)} s")
@@ -159,27 +143,20 @@ class SandboxedPolicy:
         if self._is_closed:
             raise PolicyFailed("was replaced by another of this name")
 
-    def _end_unused(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-
     async def _start(self) -> _PolicyProcess:
+        try:
+            folder = os.getcwd()
+        except OSError:  # it was removed
+            folder = "/"
         has_log = bool(logging.getLogger().handlers)
-        setup = Setup(self._source, tuple(sys.path), _find_folder(), self._memory_bytes, has_log)
-        return await _PolicyProcess.start(setup)
+        return await _PolicyProcess.start(
+            Setup(self._source, tuple(sys.path), folder, self._memory_bytes, has_log)
+        )
 
     def _rest(self, why: str) -> None:
         log.error("policy=%s %s", self._source.name, why)
         self._why = why
         self._rests_until = time.monotonic() + next(self._pauses)
-
-
-def _find_folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return "/"
 
 
 def _read_answer(content: bytes, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
@@ -194,142 +171,111 @@ class _ProcessFailed(Exception):
 
 
 class _PolicyProcess:
-    """A process that runs `policy_process`, and the socket to it. `start` creates one."""
+    """A process that runs `policy_process`, with the socket and the pipe to it. `start` creates one."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        pipe: FileIO,
     ) -> None:
         self.pid = process.pid
         self._reader = reader
         self._writer = writer
+        self._pipe = pipe
+        self._is_killed = False
         self._ended = asyncio.ensure_future(process.wait())
-        self._ended.add_done_callback(lambda _: self._end_group())  # it may have children
-        self._guard: GroupGuard | None = None
-        self._duty = DutyCycle(self._signal, self._count)
-        self._sent: Snapshot | None = None
-        self._workload: Workload | None = None
+        self._ended.add_done_callback(lambda _: self._kill())  # it may have children
 
     @classmethod
     async def start(cls, setup: Setup) -> _PolicyProcess:
         """Start the process and wait until it has loaded its policy. Raises `ConfigError`."""
         name = setup.source.name
-        ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    f"{__package__}.policy_process",
-                    str(theirs.fileno()),
-                    cwd="/",  # a module of the service's folder must not replace one of roost
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=2,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
-        except BaseException as problem:
-            ours.close()
-            if not isinstance(problem, OSError):
-                raise
+            made = await cls._execute()
+        except OSError as problem:
             raise ConfigError(
                 f"policy {name} cannot be loaded: no process could start ({problem})."
             ) from None
-        made = cls(process, reader, writer)
         try:
-            made._guard = await GroupGuard.start(process.pid)
-            made._duty.begin(_LOADS_FREE_S)
-            writer.write(pickle.dumps(setup))
-            answer = await made._within(
-                LOAD_S, made._receive(), f"did not load within {LOAD_S:g} s; choose another"
-            )
+            made._writer.write(pickle.dumps(setup))
+            answer = await made._receive(LOAD_S, f"did not load within {LOAD_S:g} s; choose another")
             if refusal := json.loads(answer).get("problem"):
                 raise ConfigError(refusal)
         except BaseException as problem:
             await made.end()
             if isinstance(problem, _ProcessFailed):
                 raise ConfigError(f"policy {name} {problem}.") from None
-            if isinstance(problem, OSError):
-                raise ConfigError(
-                    f"policy {name} cannot be loaded: no shell could start ({problem})."
-                ) from None
             raise
-        made._pause()
+        made._signal(signal.SIGSTOP)
         return made
+
+    @classmethod
+    async def _execute(cls) -> _PolicyProcess:
+        ours, theirs = socket.socketpair()
+        read_end, write_end = os.pipe()
+        pipe = os.fdopen(write_end, "wb", 0)
+        with theirs, os.fdopen(read_end, "rb", 0) as their_pipe, ExitStack() as unless_started:
+            unless_started.callback(ours.close)
+            unless_started.callback(pipe.close)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                f"{__package__}.policy_process",
+                str(theirs.fileno()),
+                cwd="/",  # a module of the service's folder must not replace one of roost
+                stdin=their_pipe,
+                stdout=2,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            unless_started.pop_all()
+        return cls(process, reader, writer, pipe)
 
     @property
     def is_running(self) -> bool:
         return not self._ended.done()
 
-    async def ask(
-        self,
-        request: Request,
-        snapshot: Snapshot,
-        avoid: Mapping[str, str],
-        workload: Workload,
-        timeout_s: float,
-    ) -> bytes:
-        """Return the policy's answer; raises `_ProcessFailed`. The deadline begins when it knows the snapshot."""
-        nodes, removed = snapshot.difference(self._sent)
-        question = Question(
-            request,
-            dict(avoid),
-            None if workload is self._workload else workload,
-            nodes,
-            removed,
-            snapshot.ages.tobytes(),
-            snapshot.version,
-        )
-        if len(nodes) > _MANY_NODES:
+    async def ask(self, question: Question, timeout_s: float) -> bytes:
+        """Return the policy's answer; raises `_ProcessFailed`."""
+        count = len(question.nodes)
+        if count > _MANY_NODES:
             content = await in_thread(lambda: pickle.dumps(question))
         else:
             content = pickle.dumps(question)
         self._signal(signal.SIGCONT)
         self._writer.write(content)
-        await self._within(LOAD_S, self._receive(), f"did not take the snapshot within {LOAD_S:g} s")
-        self._sent, self._workload = snapshot, workload
-        self._duty.begin(_FREE_S)
-        most = _MOST_BYTES + len(snapshot) * _MOST_BYTES_PER_NODE
-        answer = await self._within(timeout_s, self._receive(most), f"did not answer within {timeout_s:g} s")
-        self._pause()
+        late, most_bytes = (
+            f"did not answer within {timeout_s:g} s",
+            _MOST_BYTES + count * _MOST_BYTES_PER_NODE,
+        )
+        answer = await self._receive(timeout_s + count * _READ_S, late, most_bytes)
+        self._signal(signal.SIGSTOP)
         return answer
 
-    def kill(self) -> None:
-        """End the process and all others of its group."""
-        self._duty.end()
-        self._end_group()
-        self._writer.close()
-
     async def end(self) -> None:
-        """End the process, and wait until it has ended."""
-        self.kill()
-        endings = [self._ended] if self._guard is None else [self._ended, self._guard.ended]
-        await asyncio.wait(endings, timeout=_ENDS_S)
+        """End the process and all others of its group, and wait until it has ended."""
+        self._kill()
+        await asyncio.wait([self._ended], timeout=_ENDS_S)
 
-    def _end_group(self) -> None:
-        self._signal(signal.SIGKILL)
-        if self._guard is not None:
-            self._guard.end()
-
-    def _pause(self) -> None:
-        self._duty.end()
-        self._signal(signal.SIGSTOP)
+    def _kill(self) -> None:
+        """End all processes of the group, once: the system may give the number of an ended group to another."""
+        if not self._is_killed:
+            self._signal(signal.SIGKILL)
+            self._is_killed = True
+            self._writer.close()
+            self._pipe.close()
 
     def _signal(self, signum: int) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signum)
-
-    def _count(self) -> int:
-        """Return how many processes the policy's group has."""
-        count = 0
-        for pid in psutil.pids():
+        if not self._is_killed:
             with suppress(ProcessLookupError, PermissionError):
-                count += os.getpgid(pid) == self.pid
-        return count
+                os.killpg(self.pid, signum)
 
-    async def _within(self, deadline_s: float, answer: Awaitable[T], late: str) -> T:
-        """Return the result of `answer`. Raise `_ProcessFailed` if it comes too late, or if the process ends first."""
-        reading = asyncio.ensure_future(answer)
+    async def _receive(self, deadline_s: float, late: str, most_bytes: int = _MOST_BYTES) -> bytes:
+        """Return the next frame. Raise `_ProcessFailed` if it comes too late, or if the process ends first."""
+        reading = asyncio.ensure_future(self._read(most_bytes))
         try:
             await asyncio.wait(
                 [reading, self._ended], timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
@@ -345,7 +291,7 @@ class _PolicyProcess:
             raise _ProcessFailed(f"failed (its process {describe_exit(self._ended.result())})")
         raise _ProcessFailed(late)
 
-    async def _receive(self, most_bytes: int = _MOST_BYTES) -> bytes:
+    async def _read(self, most_bytes: int) -> bytes:
         length = int.from_bytes(await self._reader.readexactly(4), "big")
         if length > most_bytes:
             raise _ProcessFailed(f"failed (its answer has {length} bytes)")

@@ -6,7 +6,6 @@
                                                      ├──> the log: one line for each decision  decision_log
                                                      └──> Metrics for Prometheus, if wanted        metrics, metrics_port
 
-    old_settings              whether the files of the settings have changed since
     served_cluster            leaves, if another service of the user serves the cluster
     garbage                   how Python collects garbage in a service with many nodes and kernels
 

@@ -34,6 +34,7 @@ from roost.launchers.daemon.private_files import FolderError, write_private_json
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.daemon.world import read_namespace
+from roost.launchers.protocol.messages import PROTOCOL as AGENT_PROTOCOL
 from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import RpcError
@@ -43,10 +44,10 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
+from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.service_folder import OPTIONS_VARIABLE, PROTOCOL
 from roost.scheduler.client.service_restart import CHECK_FLAG, MOVES, READS
 from roost.scheduler.config.files import load_settings
-from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.section import Section
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.caps import find_default_timeout
@@ -61,7 +62,6 @@ from roost.scheduler.policies.recent_requests import RecentRequests
 from . import garbage
 from .decision_log import log_decision
 from .input_checks import MOST_CHARACTERS, check_caller, check_input
-from .old_settings import OldSettings
 from .served_cluster import ServedCluster, check_other_place
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ class Service:
         scheduler: Scheduler,
         settings: Settings,
         spec: BackendSpec,
-        old_settings: OldSettings | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
         self.core = scheduler
-        self._old_settings = old_settings or OldSettings(ReadFiles(), spec.name, NO_OPTIONS)
+        self._options = options
         self._settings = settings
         self._spec = spec
         self._held: Hold | None = None
@@ -108,6 +108,7 @@ class Service:
         """
         return {
             "protocol": PROTOCOL,
+            "agent_protocol": AGENT_PROTOCOL,
             "version": VERSION,
             "pid": os.getpid(),
             "backend": self._spec.name,
@@ -148,7 +149,7 @@ class Service:
                     value = await value
                 return {route.key: value} if route.key else value
             except RoostError as problem:
-                raise (await self._old_settings.explain(problem)).to_remote() from None
+                raise problem.to_remote() from None
             finally:
                 self._calls -= 1
                 self._watch_idleness()
@@ -160,13 +161,9 @@ class Service:
 
         Raise `LaunchError` for a start if the folder was deleted: no other program would find the kernel.
         """
-        try:
-            check_input(message, arguments)
-            if request := message.request if message else arguments.get("request"):
-                self._spec.check_options(request.options)
-        except ConfigError as problem:
-            problem.fields["with_any_settings"] = True
-            raise
+        check_input(message, arguments)
+        if request := message.request if message else arguments.get("request"):
+            self._spec.check_options(request.options)
         if isinstance(message, StartKernel) and self._held is not None and not self._held.is_intact:
             refusal = f"The folder {self._held.folder} was deleted, so its service starts no kernel"
             raise LaunchError(f"{refusal}: shut down the kernels that it has, or restart the application.")
@@ -194,16 +191,13 @@ class Service:
     async def check_policies(self, names: list[str]) -> dict[str, str]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
         problems = await self.core.policies.find_problems(names)
-        return {
-            name: (await self._old_settings.explain(problem)).user_message
-            for name, problem in problems.items()
-        }
+        return {name: problem.user_message for name, problem in problems.items()}
 
     async def diagnose(self, fix: bool = False) -> list[Finding]:
         """Return the scheduler's findings, and a warning if the metrics are not served."""
-        found = await self.core.doctor(fix) + await self._old_settings.find_problems()
+        found = await self.core.doctor(fix)
         if self.metrics_problem:
-            command = self._old_settings.command
+            command = write_command("restart-service", self._spec.name, self._options)
             do = f"set c.RoostScheduler.metrics to a free address, and run `{command}`"
             found.append({"level": "warning", "what": self.metrics_problem, "do": do})
         return found
@@ -276,12 +270,10 @@ async def serve(
     settings: Settings,
     own_settings: Section,
     options: Mapping[str, Any] = NO_OPTIONS,
-    read: ReadFiles | None = None,
 ) -> None:
     """Run the scheduler of `folder` until it is idle or asked to leave.
 
-    Raises `AlreadyRunning`, `RoostError`. `options` are those with which a client has chosen the service,
-    and `read` has the files of its settings.
+    Raises `AlreadyRunning`, `RoostError`. `options` are those with which a client has chosen the service.
     """
     if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
         raise ConfigError(
@@ -296,7 +288,7 @@ async def serve(
         await cluster.check_settings()
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
-        service = Service(scheduler, settings, spec, OldSettings(read or ReadFiles(), spec.name, options))
+        service = Service(scheduler, settings, spec, options)
         scheduler.events.listen(log_decision)
         serving = contextlib.ExitStack()
         loop = asyncio.get_running_loop()
@@ -371,20 +363,17 @@ def scheduler_name(folder: Path) -> str:
     return name
 
 
-class _ShownFiles(ReadFiles):
-    """Files of settings, each printed before it is read. The last one is named if the check does not end well."""
-
-    def note(self, path: Path) -> None:
-        super().note(path)
-        if path.exists():
-            print(f"{READS}{path}", file=sys.stderr, flush=True)
+def _show_file(path: Path) -> None:
+    """Print a file of settings before it is read. The last one is named if the check does not end well."""
+    if path.exists():
+        print(f"{READS}{path}", file=sys.stderr, flush=True)
 
 
 def check_settings(backend: str, folder: Path) -> int:
     """Print what keeps a service with this environment from starting, if its settings do. Return the exit code."""
     try:
         options = json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}")
-        settings, own_settings = load_settings(backend, options, read=_ShownFiles())
+        settings, own_settings = load_settings(backend, options, note=_show_file)
         spec = get_spec(backend)
         spec.check_packages()
         if settings.metrics:
@@ -435,9 +424,8 @@ def main(arguments: list[str]) -> int:
     set_up_log()
     try:
         options = json.loads(os.environ.pop(OPTIONS_VARIABLE, "") or "{}")
-        read = ReadFiles()
-        settings, own_settings = load_settings(given.backend, options, read=read)
-        asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings, options, read))
+        settings, own_settings = load_settings(given.backend, options)
+        asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings, options))
     except (DaemonError, FolderError, RoostError, RpcError) as problem:
         announce_failure(type(problem).__name__, str(problem))
         print(problem, file=sys.stderr)

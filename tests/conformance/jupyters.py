@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".conformance"
 LIBRARIES = ("ipykernel", "jupyter_client", "jupyter_kernel_gateway", "jupyter_server")
 TESTS = (
-    *("tests/unit/provisioners", "tests/machine", "tests/forks", "tests/suites", "-m", "not long"),
+    *("tests/unit/provisioners", "tests/machine", "tests/servers", "tests/forks", "tests/suites"),
+    *("-m", "not long"),
     *("--ignore", "tests/suites/test_backend.py", "--backend", "local"),  # it imports all cluster libraries
 )
 """The tests that need no cluster."""

@@ -4,7 +4,7 @@
 
 Each PYTHON is an interpreter, and IPYKERNEL a version: `python3.10:6` has the newest ipykernel 6. It gets a virtual
 environment in .conformance/ (git-ignored) with ipykernel and the packages of `programs/requirements.txt`. Then
-`tests/forks/test_behaviours.py`, all programs of `programs/` and all spoils run with kernels of that environment.
+all programs of `programs/` and all spoils run with kernels of that environment.
 The exit status is 1 if a test failed.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".conformance"
 REQUIREMENTS = Path(__file__).with_name("programs") / "requirements.txt"
-TESTS = [f"tests/forks/test_{name}.py" for name in ("behaviours", "programs", "spoilt_forks")]
+TESTS = [f"tests/forks/test_{name}.py" for name in ("programs", "spoilt_forks")]
 REPORT = """
 import importlib.metadata as m, sys
 print(sys.version.split()[0], *(f"{name} {m.version(name)}" for name in ("ipykernel", "ipython", "pyzmq")), sep=", ")

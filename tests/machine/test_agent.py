@@ -85,15 +85,6 @@ async def test_signals_exits_and_restart_in_the_same_lease(agent: Session) -> No
     assert failure.value.kind == "unknown_kernel"
 
 
-async def test_a_lease_without_a_kernel_ends(agent: Session) -> None:
-    await agent.reserve("k", linger_s=0.2)
-    await agent.launch("k")
-    await agent.client.signal("k", signal.SIGKILL)
-    await agent.until("exited")
-    await agent.until("released")
-    assert (await agent.client.holdings()).leases == ()
-
-
 @pytest.mark.parametrize(
     ("argv", "kind", "words"),
     [
@@ -119,27 +110,6 @@ async def test_starts_that_fail(agent: Session, argv: tuple[str, ...], kind: str
     await agent.launch("k", launch_id="y")  # the lease is still good
 
 
-async def test_the_outcome_of_a_launch_that_began_with_its_lease(agent: Session) -> None:
-    launch = agent.build_launch("k", launch_id="one")
-    await agent.reserve("k", launch=launch)
-    process = await agent.client.launch(launch)
-    assert alive(process)
-    assert process == await agent.client.launch(launch)
-    with pytest.raises(RemoteError, match="still runs") as caught:
-        await agent.launch("k", launch_id="two")
-    assert caught.value.kind == "bad_request"
-    await agent.client.release("roost:k:1")
-
-
-async def test_a_launch_that_failed_with_its_lease_says_so_each_time(agent: Session) -> None:
-    launch = agent.build_launch("k", ("no-such-program",), launch_id="one")
-    await agent.reserve("k", launch=launch)
-    for _ in range(2):
-        with pytest.raises(RemoteError, match="'no-such-program' was not found"):
-            await agent.client.launch(launch)
-    await agent.client.release("roost:k:1")
-
-
 async def test_launches_without_a_lease_or_a_folder_are_refused(agent: Session) -> None:
     with pytest.raises(RemoteError) as failure:
         await agent.launch("nobody")
@@ -147,17 +117,6 @@ async def test_launches_without_a_lease_or_a_folder_are_refused(agent: Session) 
     await agent.reserve("k")
     with pytest.raises(RemoteError, match="working directory /nowhere does not exist"):
         await agent.launch("k", cwd="/nowhere")
-
-
-async def test_a_taken_port_is_replaced(agent: Session) -> None:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        wish = Connection(shell_port=port, iopub_port=1, stdin_port=1, control_port=1, hb_port=1)
-        await agent.reserve("k")
-        process = await agent.launch("k", connection=wish)
-        assert process.connection.shell_port != port
 
 
 async def test_the_next_agent_adopts_the_kernels_of_a_killed_agent(agent: Session) -> None:
@@ -244,7 +203,6 @@ async def test_the_next_agent_kills_a_kernel_without_a_lease(agent: Session, run
     await agent.reserve("k")
     process = await agent.launch("k")
     os.kill(agent_pid(), signal.SIGKILL)
-    (_folder("k") / "starting.json").unlink()  # an earlier version wrote none
     for lease in (agent_folder(runtime_dir) / "leases").iterdir():
         lease.unlink()
     async with agent_session() as again:
@@ -294,18 +252,6 @@ async def test_the_end_of_a_lease_leaves_the_kernel_of_another_lease_alone(agent
     assert alive(process)
     await agent.client.release("roost:k:2")
     assert not alive(process)
-
-
-async def test_no_kernel_starts_in_a_lease_that_is_being_released(agent: Session) -> None:
-    lease_id = await agent.reserve("k")
-    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + TINY_KERNEL
-    await agent.launch("k", (*ARGV[:3], deaf, ARGV[4]))
-    release = asyncio.create_task(agent.client.release(lease_id))
-    await asyncio.sleep(0)
-    with pytest.raises(RemoteError, match="is being released"):
-        await agent.launch("k")
-    await agent.client.signal("k", signal.SIGKILL)
-    await release
 
 
 async def test_the_use_of_kernels(agent: Session) -> None:

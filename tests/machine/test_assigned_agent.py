@@ -128,18 +128,6 @@ async def test_an_agent_without_a_free_port_ends_and_says_so(runtime_dir: Path) 
     )
 
 
-async def test_an_agent_that_cannot_find_its_address_ends_and_says_so(runtime_dir: Path) -> None:
-    settings = AgentSettings(is_per_kernel=True, address="$ROOST_NO_SUCH_VARIABLE")
-    assignment = Assignment(
-        keys=ServerKeys(public="", secret="", clients=frozenset()),
-        reserve=Reserve(lease=LEASE, is_granted=True),
-    )
-    process = await start_archive(runtime_dir, settings, assignment, stderr=asyncio.subprocess.PIPE)
-    _, log = await asyncio.wait_for(process.communicate(), allow_s(60))
-    assert process.returncode == 1
-    assert b"this node's own address $ROOST_NO_SUCH_VARIABLE is unknown here" in log
-
-
 async def test_the_settings_name_variables_of_the_environment(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ import pytest
 from kit.machine.bad_files import BAD_FILES
 from kit.machine.daemons import agent_folder
 from kit.machine.real_agent import agent_session, end_agent
-from roost.launchers.agent.leases.manager_watch import ManagerWatch
 from roost.launchers.daemon.private_files import private_folder
 from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol.rpc import RemoteError
@@ -53,25 +52,6 @@ async def test_an_agent_starts_in_spite_of_bad_files(folder: Path) -> None:
     assert "Traceback" not in "\n".join(log)
     for left in (folder / "leases").iterdir():
         left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-async def test_a_bad_list_of_managers_is_put_aside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
-) -> None:
-    file = tmp_path / "manager.json"
-    BAD_FILES[kind](file)
-
-    async def lose(reason: str) -> None:
-        raise AssertionError(reason)
-
-    watch = ManagerWatch(file, lose, print)
-    try:
-        watch.resume()
-    finally:
-        watch.close()
-    assert [record.getMessage().startswith(f"{file} is put aside") for record in caplog.records] == [True]
-    assert not file.exists()
 
 
 IMPOSSIBLE: tuple[dict[str, Any], ...] = (

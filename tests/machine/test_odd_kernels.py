@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_client.manager import AsyncKernelManager
 
 import roost
 from kit.jupyter.front_end import FrontEnd, front_end, texts
@@ -92,16 +91,6 @@ def test_a_program_interrupts_by_a_message(folder: Path) -> None:
         assert (error := results.pop().error) is not None
         assert (error.name, error.value, error.traceback) == ("Interrupted", "", "")
         assert find_launched(kernel.id).state == "running"
-
-
-async def test_a_manager_interrupts_by_a_message(folder: Path) -> None:
-    km = AsyncKernelManager(kernel_name="roosted")
-    await km.start_kernel()
-    await km.interrupt_kernel()
-    await km.restart_kernel(now=True)
-    await km.interrupt_kernel()
-    assert await km.is_alive()
-    await km.shutdown_kernel(now=True)
 
 
 async def interrupt(front: FrontEnd, server: object, kernel_id: str) -> None:

@@ -48,7 +48,7 @@ def read_pid(client: Client) -> int:
     return client.service().result(allow_s(60))["pid"]
 
 
-def test_a_changed_setting_is_noticed_and_a_restart_applies_it(client: Client, config: Path) -> None:
+def test_a_restart_applies_a_changed_setting(client: Client, config: Path) -> None:
     joined = threading.Event()
 
     def note(event: Event) -> None:
@@ -67,11 +67,6 @@ def test_a_changed_setting_is_noticed_and_a_restart_applies_it(client: Client, c
         refused = shell("explain", "--policy", "file_zone")
         assert refused.returncode == 2
         assert "unknown policy 'file_zone'" in refused.stderr
-        assert f"The service is older than its settings: {config} is new" in refused.stderr
-        assert "Run `roost restart-service`." in refused.stderr
-        findings = json.loads(shell("doctor", "--json").stdout)["findings"]
-        (found,) = (each for each in findings if str(config) in each["what"])
-        assert found["do"] == "run `roost restart-service`: kernels live on"
 
         done = shell("restart-service")
         assert done.returncode == 0, done.stderr
@@ -83,8 +78,6 @@ def test_a_changed_setting_is_noticed_and_a_restart_applies_it(client: Client, c
         assert read_pid(client) != before
         assert wait_gone(before)
         assert shell("explain", "--policy", "file_zone").returncode == 0
-        findings = json.loads(shell("doctor", "--json").stdout)["findings"]
-        assert not [each for each in findings if str(config) in each["what"]]
         assert kernel.execute("answer + 1", check=True).text == "42"
 
 
@@ -149,11 +142,6 @@ def test_a_policy_that_cannot_be_loaded_keeps_the_service_as_wrong_settings_do(
     with pytest.raises(ConfigError, match=r"policies\['file_zone'\].*SyntaxError.*was not ended\."):
         restart_service(client.service_folder(), "local", {})
     assert read_pid(client) == before
-    done = shell("doctor", "--json")
-    findings = json.loads(done.stdout)["findings"]
-    (refused,) = (each for each in findings if "SyntaxError" in each["what"])
-    assert refused["do"] == "correct this before the restart, which is refused until then"
-    assert done.returncode == 1
     policy.write_text(
         "print('loading --check')\nfrom roost.placement import get_policy\nmine = get_policy('pack')"
     )

@@ -1,11 +1,7 @@
-"""The service as a process: it is started once, killed, replaced and terminated."""
+"""What a service that cannot start says to its starter."""
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ import pytest
 
 from kit.machine.daemons import agent_folder
 from roost.launchers.daemon import daemon
-from roost.launchers.protocol.rpc_client import RpcClient
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.client.service_folder import service_command, service_folder
 from roost.scheduler.errors import BackendUnavailable
@@ -24,45 +19,6 @@ def ensure(options: dict[str, Any]) -> dict[str, Any]:
     folder = service_folder("local", options)
     argv, env = service_command("local", folder, options)
     return daemon.ensure(folder, argv, env=env, deadline_s=allow_s(30))
-
-
-async def left(folder: Path) -> None:
-    """Wait until the daemon of this folder has released the folder's lock."""
-
-    def take() -> None:
-        with open(folder / "lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-
-    await asyncio.wait_for(asyncio.to_thread(take), allow_s(60))
-
-
-async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> None:
-    options = {"gpus": 1, "cpus": 1}
-    folder = service_folder("local", options)
-    first = await asyncio.to_thread(ensure, options)
-    assert await asyncio.to_thread(ensure, options) == first
-    os.kill(first["pid"], signal.SIGKILL)
-    await left(folder)
-    assert (folder / "socket").exists()
-    second = await asyncio.to_thread(ensure, options)
-    assert second["pid"] != first["pid"]
-    client = RpcClient(second["endpoint"])
-    await client.connect(timeout_s=allow_s(60))
-    nodes = (await client.call("nodes", {}, timeout_s=allow_s(60)))["nodes"]
-    assert [len(node["devices"]) for node in nodes] == [1]
-    await client.call("leave", {}, timeout_s=allow_s(60))
-    await client.close()
-    await left(folder)
-    third = await asyncio.to_thread(ensure, options)
-    os.kill(third["pid"], signal.SIGTERM)
-    await left(folder)
-    await _end_agent(runtime_dir)
-
-
-async def _end_agent(runtime_dir: Path) -> None:
-    ready = daemon.ensure(agent_folder(runtime_dir), ["false"], deadline_s=5)
-    os.kill(ready["pid"], signal.SIGTERM)
-    await left(agent_folder(runtime_dir))
 
 
 def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_path: Path) -> None:

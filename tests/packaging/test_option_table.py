@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from roost.provisioners import foreign_variables
 from roost.provisioners.request_options import OPTIONS
 from roost.provisioners.server_extension.extension import RoostExtension
 from roost.scheduler.backends.registry import get_spec, load_object
@@ -81,10 +80,3 @@ def test_named_settings_and_options_exist(file: Path) -> None:
     assert wrong == []
     of_backends = {option.name for backend in BACKENDS for option in get_spec(backend).request_options}
     assert set(_OPTION.findall(text)) - set(OPTIONS) - of_backends == set()
-
-
-def test_the_variables_that_a_start_knows_are_those_of_the_table() -> None:
-    """A start does not read the table, so it has a list of its own."""
-    named = {row["name"] for row in read_rows() if row["name"][:3] in foreign_variables._PREFIXES}
-    known = {*foreign_variables._SETTINGS, *foreign_variables._TIMEOUTS}
-    assert {name[3:] for name in named} - {"*"} == known

@@ -19,9 +19,13 @@ import hypothesis.strategies as st
 import pytest
 import zmq
 from hypothesis import HealthCheck, Phase, given, settings
+from kubernetes.client import Configuration
 
 from kit.fakes.client import build_kernel
+from kit.machine.bad_files import BAD_FILES
+from kit.machine.cases import find_wrong
 from kit.machine.real_agent import as_it_is, no_limits
+from roost.bench.trace_files import read_nodes, read_trace
 from roost.launchers.agent.launch.kernels import Kernels
 from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.leases.ledger import LeaseLedger
@@ -44,14 +48,18 @@ from roost.scheduler.backends.agent_per_node.agents import AgentPool
 from roost.scheduler.backends.base import AgentAddress, Backend
 from roost.scheduler.backends.dask.join import _read_scheduler_file
 from roost.scheduler.backends.key_pair import load_key_pair
+from roost.scheduler.backends.kubernetes.api import _read_configuration
 from roost.scheduler.backends.kubernetes.pod_spec import PodTemplate
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
+from roost.scheduler.backends.yarn.hadoop_conf import read_site
+from roost.scheduler.backends.yarn.rest import _read_password
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.core.backend_access import BackendAccess
 from roost.scheduler.core.ended_kernels import EndedKernels
 from roost.scheduler.core.ender import KernelEnder
 from roost.scheduler.core.kernel_table import KernelTable
 from roost.scheduler.errors import RoostError
+from roost.scheduler.policies.loader import find_policy, load_policy
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.server import scheduler_name
@@ -173,7 +181,7 @@ OWN: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
     "drained.json": (["a"], lambda file: BackendAccess(cast(Backend, None), Agents(), file)),
     "name.json": ("local-1", lambda file: scheduler_name(file.parent)),
     "agents.json": (
-        {"cluster": "a:1", "agents": {"n": {"address": encode(ADDRESS), "daemon": "d"}}},
+        {"cluster": "a:1", "agents": {"n": {"address": encode(ADDRESS), "daemon": "d"}}, "settings": "s"},
         lambda file: asyncio.run(_pool(file)),
     ),
     "state/roost/servers/ae0bec9e9d33c563/kernels.json": (
@@ -203,7 +211,27 @@ USERS: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
         lambda file: load_key_pair(str(file), name="ray", section="RoostRayBackend"),
     ),
 }
-"""For each file of users and operators: a good document, and a function that reads it or raises `RoostError`."""
+"""For each JSON file of users and operators: a good document, and a function that reads it or raises `RoostError`."""
+OTHERS: Mapping[str, Callable[[Path], object]] = {
+    "trace.csv": lambda file: read_trace(str(file)),
+    "nodes.csv": lambda file: read_nodes(str(file)),
+    "policy.py": lambda file: load_policy("p", lambda: find_policy(f"{file}:Policy")),
+    "config.py": lambda file: load_settings("local", {"config_file": str(file)}),
+    "kubeconfig": lambda file: _read_configuration(Configuration(), str(file), ""),
+    "yarn-site.xml": lambda file: read_site(str(file.parent)),
+    "password": lambda file: _read_password(str(file)),
+}
+"""The readers of their other files."""
+ASIDE = (
+    "requests.json",
+    "ends.json",
+    "ended.json",
+    "drained.json",
+    "name.json",
+    "agents.json",
+    "manager.json",
+)
+"""The files of roost's own that are put aside. The others belong to a kernel, an agent or a server."""
 READERS = {**OWN, **USERS}
 
 scalars = st.one_of(
@@ -299,3 +327,36 @@ def test_a_file_of_any_form_is_read_or_refused_in_one_sentence(made: tuple[str, 
         read(*made)
     finally:
         logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("name", [*ASIDE, *USERS, *OTHERS])
+def test_what_is_no_file_is_put_aside_or_refused_in_one_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Some of these are good files, such as an empty configuration."""
+    read = READERS[name][1] if name in READERS else OTHERS[name]
+
+    def check(kind: str) -> None:
+        file = tmp_path / kind / name
+        file.parent.mkdir(mode=0o700)
+        BAD_FILES[kind](file)
+        if kind == "brackets" and name in ("pod.yaml", "kubeconfig"):
+            file.write_text("[\n" * 200_000)  # PyYAML takes seconds for as many in one line
+        if not file.is_symlink():
+            file.chmod(0o600)
+        refusal = ""
+        try:
+            read(file)
+        except RoostError as refused:
+            refusal = refused.user_message
+        assert "\n" not in refusal
+        assert len(refusal) < 1_000
+        if name not in ASIDE:
+            assert (
+                refusal or file.is_file() or name == "kernel.json"
+            )  # without a file, there is no kernelspec
+        elif not (kind in ("types", "infinite") and name == "ends.json"):  # an object without launches
+            told = [each for each in caplog.records if f"{file} is put aside" in each.getMessage()]
+            assert (len(told), os.path.lexists(file.with_suffix(".unreadable"))) == (1, True)
+
+    assert find_wrong(BAD_FILES, check) == []

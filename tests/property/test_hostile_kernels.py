@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections import Counter
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,6 +25,7 @@ from roost.placement.model.json_codec import decode, encode
 from roost.provisioners.execution import Result, add_output, build_result
 from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.provisioners.kernel_connection import accept_odd_messages
+from roost.scheduler.cli.output import _show
 from roost.scheduler.client.client import Client
 
 MEMORY_BYTES = 1 << 20
@@ -72,6 +75,10 @@ def test_any_message_is_read_or_left_out(batch: list[list[bytes]]) -> None:
         assert (good.is_done, good.is_cut) == (True, False)
         assert good.outputs == [{"output_type": "stream", "name": "stdout", "text": "good"}]
         json.dumps([run.outputs for run in runs], allow_nan=False, ensure_ascii=False).encode()
+        with redirect_stdout(io.StringIO()) as printed:
+            _show(runs)
+        assert "good\n" in printed.getvalue()
+        assert "\x1b]" not in printed.getvalue()
     kept_bytes = sum(entry.size_bytes for entry in journal._entries)
     assert kept_bytes == journal._size_bytes <= MEMORY_BYTES
     counts = Counter(entry.request_id for entry in journal._entries if entry.request_id)
@@ -98,3 +105,4 @@ def read_live(batch: list[list[bytes]]) -> None:
         result = build_result(outputs, message["content"])
         assert isinstance(result, Result)
         assert {type(each) for each in (result.text, result.stdout, result.stderr)} == {str}
+        assert result.error is None or {type(each) for each in result.error.fields.values()} == {str}

@@ -24,9 +24,8 @@ from traitlets.config import Config
 
 from kit.clusters.own_machines import HOMES, kernel_pid
 from kit.machine.daemons import daemon_pids, kill, wait_gone
-from roost.provisioners import RoostProvisioner
 from roost.scheduler.client.client import connect
-from roost.scheduler.errors import ConfigError, KernelDied, LaunchError, NoNodeEver
+from roost.scheduler.errors import ConfigError, KernelDied, LaunchError
 from roost.testing.deadlines import allow_s, until
 
 Specs = Callable[..., KernelSpecManager]
@@ -200,17 +199,6 @@ async def test_an_exit_while_no_service_lives_is_found(
 
 
 @of_the_client
-async def test_the_provisioner_of_another_process_attaches(specs: KernelSpecManager) -> None:
-    async with kernel(specs) as (km, _):
-        other = RoostProvisioner(kernel_id="", kernel_spec=km.kernel_spec, parent=None)
-        await other.load_provisioner_info(await km.provisioner.get_provisioner_info())
-        assert await other.poll() is None
-        await other.kill()
-        assert await asyncio.wait_for(km.provisioner.wait(), allow_s(60)) == -signal.SIGKILL
-        await other.cleanup()
-
-
-@of_the_client
 async def test_a_refused_start_does_not_harm_the_kernel_of_that_id(specs: KernelSpecManager) -> None:
     async with kernel(specs) as (km, kc):
         other = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs)
@@ -227,13 +215,6 @@ async def test_a_kernel_that_dies_while_starting(specs_of: Specs) -> None:
         await asyncio.wait_for(km.start_kernel(), allow_s(60))
     assert caught.value.fields["exit_code"] == 3
     assert not km.has_kernel
-
-
-async def test_an_impossible_request_fails_at_once(specs_of: Specs) -> None:
-    for name, amount in {"cpus": 100_000, "gpus": 64}.items():
-        km = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs_of(name, config={name: amount}))
-        with pytest.raises(NoNodeEver):
-            await asyncio.wait_for(km.start_kernel(), allow_s(60))
 
 
 @on_both_agents

@@ -1,21 +1,18 @@
-"""Real kernels for callers without an event loop, with several loops, after a fork, in nbclient and in Papermill."""
+"""Real kernels for callers without an event loop, with several loops, in threads and in Papermill."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import nbformat
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager, MultiKernelManager
 from jupyter_core.utils import ensure_event_loop
-from nbclient import NotebookClient
 
 from kit.jupyter.notebook_runs import run_papermill
 from roost.scheduler.client.client import connect
@@ -103,35 +100,6 @@ async def test_many_kernels_of_one_async_multi_kernel_manager(
     assert len(set(ids)) == 3
     assert {kernel.id for kernel in await connect(backend).kernels()} == set(ids)
     await kernels.shutdown_all()
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_after_a_fork(specs: KernelSpecManager) -> None:
-    km = blocking(specs)
-    km.start_kernel()
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child = blocking(specs)
-            child.start_kernel()
-            os.write(writer, str(child.is_alive()).encode())
-            child.shutdown_kernel(now=True)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    assert os.read(reader, 100) == b"True"
-    os.close(reader)
-    os.waitpid(pid, 0)
-    assert compute(km) == "2"
-    km.shutdown_kernel()
-
-
-def test_nbclient(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7)")])
-    NotebookClient(notebook, kernel_name="roosted", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert notebook.cells[0].outputs[0].text == "42\n"
 
 
 def test_papermill(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The clusters of the tests leave nothing on this machine after a failed start, or if their owner is killed."""
+"""The clusters of the tests leave nothing on this machine if their owner is killed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 
 from kit import TESTS
 from kit.clusters import docker_engine, hadoop_nodes, kubelets, ssh_hosts
-from kit.clusters.kubelets.cluster import claim
 from roost.testing.clusters import dask_machines, raylets
-from roost.testing.clusters.cluster_folder import DaemonCluster, processes, wait_until
+from roost.testing.clusters.cluster_folder import processes, wait_until
 from roost.testing.deadlines import allow_s
 
 OWNER = """
@@ -40,17 +39,6 @@ RUNS_A_DETACHED_PROCESS = """
     wait_until(is_detached, "the container does not run", timeout_s=60)
 """
 """YARN kills the process group of a container when its shell ends. This `sleep` has left the group."""
-
-DRIVER = """
-import os, sys
-sys.modules["rfc3987_syntax"] = None  # as in raylets.py
-import ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-@ray.remote(num_cpus=0)
-def mode():
-    return os.environ["RAY_AUTH_MODE"]
-print(ray.get(mode.remote()))
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,55 +158,3 @@ def test_nothing_outlives_a_killed_owner(cluster: Cluster) -> None:
         )
     with cluster.again():
         assert cluster.left(folder) == []
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["kubernetes"])
-def test_only_files_outlive_a_killed_keeper(cluster: Cluster) -> None:
-    with owner_of(cluster) as (owner, folder):
-        os.kill(int((folder / "pid").read_text()), 9)
-        wait_until(
-            lambda: kinds_of(cluster.left(folder)) <= {"cgroup", "folder"},
-            "the cluster outlives its keeper",
-            timeout_s=allow_s(cluster.ends_s),
-        )
-        owner.kill()
-    with claim(int(folder.name)):
-        assert kinds_of(cluster.left(folder)) == {"folder"}, "the next cluster of that number starts clean"
-    folder.rmdir()
-
-
-@pytest.mark.parametrize("kind", ["ray", "dask", "ssh"])
-def test_a_failed_start_reports_why_and_leaves_nothing(kind: str, cluster: Cluster) -> None:
-    starts: Mapping[str, tuple[Callable[[], DaemonCluster | ssh_hosts.SshHosts], str]] = {
-        "ray": (lambda: raylets.Raylets(raylets.Machine(labels={"zone": "plenty of it"})), "plenty"),
-        "dask": (
-            lambda: dask_machines.DaskMachines(dask_machines.Machine(options=("--memory-limit", "plenty"))),
-            "plenty",
-        ),
-        "ssh": (lambda: ssh_hosts.SshHosts(2, accounts=["ada"], sshd_options=["Nonsense yes"]), "option: Nonsense"),
-    }  # fmt: skip
-    start, problem = starts[kind]
-    broken = start()
-    with pytest.raises(RuntimeError, match=problem), broken:
-        pass
-    assert cluster.left(broken.folder) == []
-
-
-@pytest.mark.parametrize("kind", ["ray"])
-def test_a_token_in_the_users_home_stays_as_it_is(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray would read it by itself, and then ask every driver for it."""
-    file = tmp_path / ".ray/auth_token"
-    file.parent.mkdir()
-    file.write_text("of-another-cluster")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("RAY_AUTH_MODE")
-    with raylets.Raylets(raylets.Machine()) as started:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", DRIVER, started.address],
-            check=True, capture_output=True, text=True, timeout=allow_s(60), cwd="/",
-        )  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "disabled"
-    assert [(path, path.read_text()) for path in file.parent.rglob("*")] == [(file, "of-another-cluster")]

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -27,27 +26,6 @@ pytestmark = [
     pytest.mark.backends("local", "ray", why="the same client on every backend"),
 ]
 on_this_machine = pytest.mark.backends("local", why="the same on every backend")
-PUBLISH_BADLY = """
-import json
-kernel = get_ipython().kernel
-parent = json.dumps(kernel.get_parent()["header"], default=str).encode()
-
-
-def publish(header, parent, content):
-    parts = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in (header, parent, {}, content)]
-    kernel.iopub_thread.send_multipart([b"", b"<IDS|MSG>", kernel.session.sign(parts), *parts])
-
-
-kinds = "status stream display_data update_display_data error clear_output comm_open comm_msg"
-for kind in kinds.split():
-    for content in ({}, None, 7, b"[" * 200_000, {"execution_state": {"a": 1}, "text": 7, "data": 7, "comm_id": {}}):
-        publish({"msg_id": str(id(content)), "msg_type": kind}, parent, content)
-publish(b"{", parent, {})
-publish({"msg_id": "m", "msg_type": ["stream"]}, parent, {})
-publish({"msg_id": "m", "msg_type": "stream"}, {"msg_id": {"a": 1}}, {})
-print("good")
-42
-"""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -91,14 +69,6 @@ def test_an_error_in_the_code() -> None:
         assert kernel.execute("2").text == "2"
 
 
-@on_this_machine
-def test_bad_messages_of_the_code_are_left_out() -> None:
-    with roost.start_kernel("roosted") as kernel:
-        for _ in range(2):
-            result = kernel.execute(PUBLISH_BADLY, timeout_s=60, check=True)
-            assert (result.stdout, result.text) == ("good\n", "42")
-
-
 def test_a_plain_call_and_an_exception_in_the_block() -> None:
     kernel = roost.start_kernel("roosted")
     try:
@@ -119,25 +89,6 @@ def test_code_that_takes_too_long_is_interrupted() -> None:
         with pytest.raises(TimeoutError, match="interrupted"):
             kernel.execute(SLEEP, timeout_s=allow_s(5))
         assert kernel.execute("3", timeout_s=allow_s(30)).text == "3"
-
-
-@on_this_machine
-def test_interrupt_from_another_thread(tmp_path: Path) -> None:
-    running = tmp_path / "running"
-    with roost.start_kernel("roosted") as kernel:
-
-        def interrupt() -> None:
-            until_blocking(running.exists, "the cell runs", 60, 0.02)
-            kernel.interrupt()
-
-        thread = threading.Thread(target=interrupt)
-        thread.start()
-        # In CPython a signal that comes right before a system call does not end it: one long sleep could go on.
-        code = f"import pathlib, time; pathlib.Path({str(running)!r}).touch()\nwhile True: time.sleep(0.1)"
-        error = kernel.execute(code, timeout_s=allow_s(30)).error
-        thread.join()
-        assert error is not None
-        assert error.name == "KeyboardInterrupt"
 
 
 def test_restart_and_the_end_of_the_kernel(backend: str) -> None:
@@ -227,19 +178,6 @@ async def test_a_restart_ends_the_running_code(tmp_path: Path) -> None:
             assert isinstance(ended, Result)
             assert ended.error is not None
         assert (await kernel.execute("8", timeout_s=allow_s(30))).text == "8"
-
-
-@on_this_machine
-async def test_a_cancelled_start_leaves_nothing_behind(roosted: Path) -> None:
-    for delay_s in (0.0, 0.05, 0.2):  # at different stages of the start
-        starting = asyncio.ensure_future(roost.start_kernel("roosted").__aenter__())
-        await asyncio.sleep(delay_s)
-        starting.cancel()
-        (ended,) = await asyncio.gather(starting, return_exceptions=True)
-        if not isinstance(ended, BaseException):  # it was faster
-            await ended.stop()
-    await until(lambda: asyncio.to_thread(lambda: not left_behind()), "no kernel is left", 60, 0.02)
-    assert list(roosted.glob("*")) == []
 
 
 STARTS = """

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import zmq
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import (
     AgentEvent,
-    Holder,
     Holdings,
     KernelProcess,
     KernelUse,
@@ -31,6 +30,15 @@ from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.base import AgentAddress
 
 from .deadlines import allow_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promised:
+    """What another agent of the machine has promised. `devices` has the share of each device."""
+
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    devices: Mapping[str, float] = field(default_factory=dict)
 
 
 class FakeAgent:
@@ -61,7 +69,7 @@ class FakeAgent:
         self.warm: tuple[str, ...] = ()
         self.problems: tuple[str, ...] = ()
         self.cpus_used = 0.0
-        self.others: tuple[Holder, ...] = ()
+        self.others: tuple[Promised, ...] = ()
         """The promises of other agents of the machine. The status counts them, but `reserve` does not."""
         self.ends_at: float | None = None
         """As in `Holdings`."""
@@ -88,7 +96,6 @@ class FakeAgent:
             "list": self._list,
             "logs": self._logs,
             "status": self._status,
-            "others": lambda: self.others,
             "stats": lambda: tuple(self.use.values()),
             "warm": self._warm,
         }

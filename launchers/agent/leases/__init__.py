@@ -11,6 +11,6 @@
       └──> report_address: a pod's agent reports to the service where it listens          address_report
 
 If the agent itself decides (backend `local`), the ledger refuses a slice that is taken, by its own kernels or by those
-of others in the machine's book. `holders` lists what those others hold. Leases are lost when the node has left its
+of others in the machine's book. Leases are lost when the node has left its
 cluster, or when the manager has not answered for its grace.
 """

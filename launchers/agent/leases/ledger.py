@@ -66,7 +66,6 @@ class LeaseLedger:
         remove_unfinished(folder)
         for path in sorted(folder.glob("*.json")):
             try:
-                # Earlier versions of roost also kept the kernel's environment here.
                 entry = decode(Reserve, read_document(path, most_bytes=MOST_OWN_BYTES), ignore_unknown=True)
             except UnfitFile as problem:
                 put_aside(path, problem.reason, log)
@@ -193,12 +192,6 @@ class LeaseLedger:
         if path != self._path(entry.lease.id):
             put_aside(path, "has a lease that belongs into another file", log)
             return
-        if entry.launch is not None:
-            try:
-                self._write(entry)
-                return
-            except OSError as problem:
-                log.warning("%s keeps the launch of an earlier version: %s", path, problem)
         self._note(entry)
 
     def _write(self, entry: Reserve) -> None:

@@ -9,9 +9,8 @@ from dataclasses import replace
 from roost.launchers.machine_book.book import ALONE, Conflict, MachineBook, View
 from roost.launchers.machine_book.others import OthersWatch
 from roost.launchers.machine_book.rules import BadRules
-from roost.launchers.protocol.messages import Holder, KernelProcess, Lease, Reserve
+from roost.launchers.protocol.messages import KernelProcess, Lease, Reserve
 
-from .holders import list_holders
 from .ledger import LeaseLedger
 
 log = logging.getLogger(__name__)
@@ -101,11 +100,6 @@ class MachineShare:
         if self._is_unreported:
             self._is_unreported = False  # first, because `on_change` may look too
             self._on_change()
-
-    def list_holders(self) -> tuple[Holder, ...]:
-        """Return the promises of others, the oldest first."""
-        view = self.look()
-        return list_holders(view.others, shows_names=view.shows_names)
 
     def problems(self) -> tuple[str, ...]:
         """Return what keeps this agent from granting leases, as sentences without a full stop."""

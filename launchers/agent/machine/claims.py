@@ -29,16 +29,12 @@ class Peer(NamedTuple):
         return f"process {self.pid} of the user with uid {self.uid}" if self.pid else f"uid {self.uid}"
 
 
-def claim(name: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """Claim a name until the socket is closed. Raises `OSError` (EADDRINUSE if somebody has it).
-
-    Each kind of socket has names of its own. Only the owner of a SOCK_STREAM can be found.
-    """
-    claimed = socket.socket(socket.AF_UNIX, kind)
+def claim(name: str) -> socket.socket:
+    """Claim a name until the socket is closed. Raises `OSError` (EADDRINUSE if somebody has it)."""
+    claimed = socket.socket(socket.AF_UNIX)
     try:
         claimed.bind(f"\0{name}")
-        if kind == socket.SOCK_STREAM:
-            claimed.listen()
+        claimed.listen()
     except OSError:
         claimed.close()
         raise

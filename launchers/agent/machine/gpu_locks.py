@@ -6,7 +6,6 @@ An agent holds a GPU by a claim (`claims`). Containers of several users share a 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
 import logging
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 
 _WAIT_S = 5.0
 _RETRY_S = 0.1
-_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)  # the second one is what earlier releases look at
 
 
 class GpuLocks:
@@ -32,7 +30,7 @@ class GpuLocks:
     def __init__(self, node: str, *, wait_s: float = _WAIT_S) -> None:
         self._node = node
         self._wait_s = wait_s
-        self._held: dict[str, contextlib.ExitStack] = {}
+        self._held: dict[str, socket.socket] = {}
         self._is_choosing = asyncio.Lock()
 
     @property
@@ -77,16 +75,11 @@ class GpuLocks:
 
     def _bind(self, device_id: str) -> None:
         """Hold a device unless another process does."""
-        name = self._name(device_id)
-        with contextlib.ExitStack() as kept:
-            try:
-                for kind in _KINDS:
-                    kept.enter_context(claims.claim(name, kind))
-            except OSError as problem:
-                if problem.errno != errno.EADDRINUSE:
-                    raise
-            else:
-                self._held[device_id] = kept.pop_all()
+        try:
+            self._held[device_id] = claims.claim(self._name(device_id))
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                raise
 
     def _name(self, device_id: str) -> str:
         digest = hashlib.sha256(f"{self._node}\n{device_id}".encode()).hexdigest()

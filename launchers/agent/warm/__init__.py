@@ -4,7 +4,6 @@
                              │  ^
                              │  └── read_report: a forked kernel's pid; does it serve?    fork_report
                              └── Fingerprint: the files that a zygote has read            fingerprint
-                                     └── FolderWatch: may a file there have changed?      folder_watch
 
 `kernel_command` reads a kernel's command, and names the programs for which a fork can stand. `zygote_key` says which
 starts have a zygote in common. `kernel_world` lists all that makes a kernel's world, and how a fork gets each part.

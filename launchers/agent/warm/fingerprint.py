@@ -9,15 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import stat
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from roost.launchers.daemon.tasks import join_shared
 from roost.placement.model.last_entries import LastEntries
-
-from .folder_watch import FolderWatch, find_local
 
 FileStamp = tuple[int, int, int]
 """The stamp of a file: mtime in ns, size in bytes, inode."""
@@ -74,15 +70,6 @@ def _is_module(path: str) -> bool:
     return False
 
 
-def identify(folder: str) -> tuple[int, int] | None:
-    """Return the device and the inode that a path leads to, or None if it does not exist."""
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 @dataclass(slots=True, kw_only=True)
 class Fingerprint:
     """The files and folders from which a zygote imported its modules."""
@@ -97,65 +84,11 @@ class Fingerprint:
     """Folders that an interpreter would search if they existed, such as that of the user's own packages."""
     imported_names: frozenset[str] = frozenset()
     """The names of the modules that the zygote imported."""
-    watch: FolderWatch | None = None
-    """If given, the folders of `files` are watched, until `close` is called."""
     _listed: dict[str, frozenset[str]] = field(default_factory=dict)
     _check: asyncio.Task[str | None] | None = None
-    _unwatched: dict[str, FileStamp | None] = field(default_factory=dict)
-    _watched_folders: set[str] = field(default_factory=set)
-    _watched_files: set[str] = field(default_factory=set)
-    _roots: dict[str, tuple[int, int] | None] = field(default_factory=dict)
-    _watches: list[int] | None = None
-    _changes: int = -1
 
     def __post_init__(self) -> None:
         self._listed = {folder: self._offered(folder) for folder in self.folders}
-        if self.watch is not None:
-            self._choose_watched()
-
-    def close(self) -> None:
-        """Give up the watches. From then on, each check looks at all files."""
-        if self.watch is not None:
-            self.watch.remove(self._watches or ())
-            self.watch = None
-
-    def _choose_watched(self) -> None:
-        """Choose the folders to watch: those of regular files on local file systems.
-
-        A watched folder reports what becomes of its files and folders. Links, folders, files on other file systems and
-        `_roots` are looked at in each check. A root is a watched folder whose own place no watched folder reports. The
-        files are watched too: their folders do not report a change by another name of the file (a hard link).
-        """
-        by_folder: dict[str, list[str]] = {}
-        for path in self.files:
-            with contextlib.suppress(OSError):
-                if stat.S_ISREG(os.lstat(path).st_mode):
-                    by_folder.setdefault(os.path.dirname(path), []).append(path)
-        self._watched_folders = find_local(by_folder)
-        self._watched_files = {path for folder in self._watched_folders for path in by_folder[folder]}
-        self._unwatched = {
-            path: known for path, known in self.files.items() if path not in self._watched_files
-        }
-
-    def _is_quiet(self) -> bool:
-        """True if no watched folder has reported a change since the files were last looked at."""
-        if self.watch is None or self._watches is None or self.watch.read() != self._changes:
-            return False
-        return all(identify(folder) == known for folder, known in self._roots.items())
-
-    def _watch_again(self) -> None:
-        """Begin to watch, before a look at all files. A folder that was replaced needs another watch."""
-        if self.watch is None:
-            return
-        earlier = self._watches
-        self._watches = self.watch.add([*self._watched_folders, *self._watched_files])
-        self.watch.remove(earlier or ())
-        self._changes = self.watch.read()
-        self._roots = {
-            folder: identify(folder)
-            for folder in self._watched_folders
-            if os.path.dirname(folder) not in self._watched_folders or os.path.islink(folder)
-        }
 
     async def check(self) -> str | None:
         """Return the result of `broken_by`. Launches in a burst share a check; later callers wait for the next one."""
@@ -170,23 +103,10 @@ class Fingerprint:
         return await join_shared(self._check)
 
     def broken_by(self) -> str | None:
-        """Return the first path that has changed, or None.
-
-        This costs a stat for each of about 1,000 files, unless they are watched and report nothing.
-        """
-        if self._is_quiet():
-            return self._find_changed(self._unwatched)
-        self._watch_again()
-        return self.look_at_all()
-
-    def look_at_all(self) -> str | None:
-        """Return the first path that has changed, or None. Look at all files, whatever the watch has reported."""
-        return self._find_changed(self.files)
-
-    def _find_changed(self, files: Mapping[str, FileStamp | None]) -> str | None:
+        """Return the first path that has changed, or None. This costs a stat for each of about 1,000 files."""
         look = os.stat
         try:
-            for path, known in files.items():
+            for path, known in self.files.items():
                 status = look(path)
                 if (status.st_mtime_ns, status.st_size, status.st_ino) != known:
                     return path

@@ -27,7 +27,6 @@ from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext, ch
 from roost.placement.model.last_entries import LastEntries
 
 from .fingerprint import Fingerprint, find_shadow
-from .folder_watch import FolderWatch
 from .fork_report import ForkedKernel, read_report, refuse
 from .kernel_command import KernelCommand, NotForked, check_command, find_program
 from .zygote_key import Key, build_key, drop_per_kernel
@@ -46,8 +45,6 @@ MOST_SPARES = 5
 _NO_SUBREAPER = "kernels are not forked here: this system has no child subreaper"
 _NONE_READY = "no warm process for its Python and environment was ready"
 _MOST_PYTHONS = 64
-_LOOK_AGAIN_S = 1.0
-"""How long after a start all files of its zygote are looked at."""
 
 
 def become_subreaper() -> bool:
@@ -80,7 +77,6 @@ class ZygotePool:
         self._warm_delay_s = warm_delay_s
         self._on_problems = on_problems
         self._zygotes: list[Zygote] = []
-        self._folders = FolderWatch()
         self._most_spares = MOST_SPARES
         self.pids: set[int] = set()  # of the zygotes that have not been reaped, ready or not
 
@@ -161,7 +157,6 @@ class ZygotePool:
                 broken_by = await zygote.fingerprint.check()
                 timing_ms["fingerprint"] = (time.perf_counter() - started) * 1e3
                 if broken_by is None:
-                    self._look_later(zygote)
                     return await read_report(
                         channel, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
                     )
@@ -173,19 +168,6 @@ class ZygotePool:
         if unused < _MAX_UNUSED:
             self._warm_later(key, command, env, str(cwd))
         raise NotForked(reason)
-
-    def _look_later(self, zygote: Zygote) -> None:
-        """Look at all files of the zygote soon after a start, so that a change that no watch reports affects one start.
-
-        It ends the zygote, but not the kernels that were forked meanwhile.
-        """
-
-        def look() -> None:
-            if zygote in self._zygotes and (changed := zygote.fingerprint.look_at_all()) is not None:
-                log.info("zygote=%d retired: %s changed", zygote.pid, changed)
-                self._retire(zygote)
-
-        self._timers.later(_LOOK_AGAIN_S, look, key=zygote)
 
     async def warm(
         self,
@@ -244,7 +226,6 @@ class ZygotePool:
         await cancel_all(self._tasks)
         for zygote in list(self._zygotes):
             self._retire(zygote)
-        self._folders.close()
         self._timers.close()
 
     def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str, context: ProcessContext) -> Key:
@@ -324,7 +305,6 @@ class ZygotePool:
             folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
             absent=tuple(answer["absent"]),
             imported_names=frozenset(answer["names"]),
-            watch=self._folders,
         )
         for older in [zygote for zygote in self._zygotes if zygote.serves(key, env)]:  # made at the same time
             log.info("zygote=%d retired: zygote=%d replaces it", older.pid, pid)
@@ -364,8 +344,6 @@ class ZygotePool:
         if zygote in self._zygotes:
             self._zygotes.remove(zygote)
             zygote.socket.close()
-            zygote.fingerprint.close()
-            self._timers.cancel(zygote)
 
     def _retire_surplus(self) -> None:
         """Retire zygotes that are idle too long or exceed the limit. Set a timer for the next check."""

@@ -22,7 +22,8 @@ from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
+from roost.launchers.protocol.messages import PROTOCOL, AgentEvent, Holdings, Lease
+from roost.launchers.protocol.shared_values import VERSION
 from roost.placement import Node
 from roost.placement.model.json_codec import WireError, decode, encode
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents
@@ -44,12 +45,12 @@ class _Saved:
 
     cluster: str
     agents: Mapping[str, StartedAgent]
-    settings: str = ""
-    """A digest of the settings that these agents were asked to have; empty if an older service has written this."""
+    settings: str
+    """A digest of the settings that these agents were asked to have, and of the roost that has asked."""
 
 
 def _digest(settings: AgentSettings, grace_s: float) -> str:
-    text = json.dumps([encode(settings), grace_s], sort_keys=True)
+    text = json.dumps([encode(settings), grace_s, PROTOCOL, VERSION], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -78,7 +79,7 @@ class AgentPool:
         self.ends: dict[str, float] = {}
         """When the kernels of a node end if the cluster stays away (`time.time`), as agents that are cut off report."""
         self._doubted: set[str] = set()  # start or find these again before the next call
-        self._outdated: set[str] = set()  # they may have the settings of an earlier service
+        self._outdated: set[str] = set()  # they may have the settings, or the version, of an earlier service
         self._unreachable: set[str] = set()
         self._left: dict[str, float] = {}  # nodes that are not in the cluster, and since when
         self.failures: dict[str, str] = {}

@@ -31,7 +31,6 @@ from roost.scheduler.backends.base import (
     BackendEvent,
     Lease,
     LeaseReading,
-    Resource,
 )
 from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
@@ -350,12 +349,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     async def diagnose(self) -> list[Finding]:
         return [*await self._manager.diagnose(), *self._recovery.report_missing(), *self._report_failures()]
-
-    async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
-        if resource != "gpus":
-            return ()
-        nodes = self._membership.nodes
-        return await self._manager.name_holders([nodes[node_id] for node_id in node_ids if node_id in nodes])
 
     def report_agent(self, node_id: str) -> AgentReport:
         if self._has_earlier_agent(node_id):

@@ -123,9 +123,6 @@ class ClusterManager(Protocol[N]):
     async def find(self, lease: Lease) -> bool:
         """True if the manager has the claim. Asks the manager now, instead of using the last reading."""
 
-    async def name_holders(self, nodes: Sequence[N]) -> Sequence[str]:
-        """Return the names of programs that hold GPUs of these nodes and are not roost's, as far as they are known."""
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         """Start or find the agent of that node."""
 

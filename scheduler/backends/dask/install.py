@@ -26,16 +26,17 @@ async def install_plugins(client: Any, settings: RoostDaskBackend, public: str) 
     """Register roost's plugins, unless the cluster has them with the same settings, or newer ones.
 
     All agents of the cluster then accept the service with this public key.
-    Raises `BackendUnavailable`, or `ConfigError` if the cluster's plugins have a newer protocol.
+    Raises `BackendUnavailable`, or `ConfigError` if the cluster's plugins have another protocol.
     """
     from .plugin import nanny_plugin, scheduler_plugin, slot_ledger, sweep, worker_plugin
 
     # Dask logs an operation that it does not know as an error, so ask whether the plugin is there first.
     has_plugin = await _ask(client.run_on_scheduler(lambda dask_scheduler: "roost" in dask_scheduler.plugins))
     there: dict[str, Any] | None = await _ask(client.scheduler.roost_hello()) if has_plugin else None
-    if there is not None and there["protocol"] > scheduler_plugin.PROTOCOL:
+    if there is not None and there["protocol"] != scheduler_plugin.PROTOCOL:
         raise ConfigError(
-            f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
+            f"roost {there['version']} uses this Dask cluster already, and its protocol is not that of roost {VERSION};"
+            " to end its kernels, start Dask's scheduler and workers again"
         )
     archive, digest = node_archive.pack()
     sent: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from roost.launchers.agent.find_or_start import find_or_start_agent
@@ -23,14 +23,11 @@ from roost.scheduler.backends.base import (
     BackendEvent,
     Lease,
     LeaseReading,
-    Resource,
 )
 from roost.scheduler.backends.event_queue import EventQueue
-from roost.scheduler.backends.holders import describe_holder
 from roost.scheduler.backends.more_room import has_more_room
 from roost.scheduler.config.shared_sections import parse_port_range
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
-from roost.scheduler.messages import format_names
 
 from . import SPEC
 from .settings import RoostLocalBackend
@@ -138,13 +135,6 @@ class LocalBackend(Backend):
 
     async def agent(self, lease: Lease) -> AgentAddress:
         return await self._address()
-
-    async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
-        holders = await self._caller.call(lambda agent: agent.others())
-        return [describe_holder(holder) for holder in holders if holder.holds(resource)]
-
-    def describe_holders(self, names: Sequence[str]) -> str:
-        return format_names(names) if names else self.other_holders
 
     def report_agent(self, node_id: str) -> AgentReport:
         return AgentReport(has_run=True)  # its agent reports the node itself

@@ -5,14 +5,12 @@
                                ├── reads the nodes twice a second: RayNode ──> Node     nodes
                                ├── claims: one detached placement group per kernel      placement_groups
                                ├── starts an agent by an actor on its node              agent_task
-                               ├── claims without a node, which Ray's autoscaler starts new_nodes
-                               │     ├── its kinds of nodes, and what it is starting    autoscaler
-                               │     ├── how long its last starts took                  start_times
-                               │     ├── the most nodes for which kernels may ask       node_caps
-                               │     ├── what Ray has created for them                  created_groups
-                               │     └── an actor that removes groups nobody wants      guard
-                               ├── names the actors that hold GPUs                      actors
-                               └── warns of versions of Ray with known holes            known_holes
+                               └── claims without a node, which Ray's autoscaler starts new_nodes
+                                     ├── its kinds of nodes, and what it is starting    autoscaler
+                                     ├── how long its last starts took                  start_times
+                                     ├── the most nodes for which kernels may ask       node_caps
+                                     ├── what Ray has created for them                  created_groups
+                                     └── an actor that removes groups nobody wants      guard
 
 Ray sends no events. Each change shows at the next reading.
 """

@@ -29,8 +29,6 @@ _attempt = threading.Lock()
 """Held during an attempt to join: Ray has one driver per process, and `ray.init` cannot be interrupted."""
 _cluster_id = ""
 """The cluster that was joined last. A call to Ray aborts the process if another cluster is at that address now."""
-_ray_version = ""
-"""The version of Ray of the cluster that was joined last."""
 _raylet = ""
 """The id of the raylet through which the cluster was joined last."""
 
@@ -42,7 +40,7 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     driver of that cluster already, nothing changes. Raises `ConfigError` if somebody must change something,
     and `BackendUnavailable` if the problem may pass.
     """
-    global _cluster_id, _ray_version, _raylet
+    global _cluster_id, _raylet
     give_up_at = time.monotonic() + deadline_s
     gcs = checks.resolve(address)
     checks.greet(gcs)
@@ -65,18 +63,12 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
         leave()
     _init(gcs, namespace, give_up_at)
     _cluster_id = facts.cluster_id if facts is not None else ""
-    _ray_version = facts.ray_version if facts is not None else ray.__version__
     _raylet = ray.get_runtime_context().get_node_id()
     return str(ray.get_runtime_context().gcs_address)
 
 
 def get_cluster_id() -> str:
     return _cluster_id
-
-
-def get_ray_version() -> str:
-    """Return the version of Ray of the cluster that was joined last; empty if none was joined."""
-    return _ray_version
 
 
 def get_raylet() -> str:

@@ -1,7 +1,7 @@
 """Ray as a cluster manager. A lease is a placement group, and Ray chooses its devices.
 
 Ray ends its driver, the service's process, a minute after Ray's head is gone. The next service then serves the kernels
-that live while Ray is away.
+that live while Ray is away. A service whose calls hang for a minute ends itself in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from roost.scheduler.backends.node_types import make_node_types
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding
 
-from . import SPEC, actors, agent_task, checks, join, known_holes, nodes, placement_groups
+from . import SPEC, agent_task, checks, join, nodes, placement_groups
 from .new_nodes import RayNewNodes
 from .node_caps import NodeCaps
 from .nodes import RayNode
@@ -54,6 +54,8 @@ _PROBE_S = 30.0
 _CALL_S = 8.0
 _THREADS = 32
 """At most this many calls run at a time. A claim occupies a thread while it waits for Ray."""
+_HANGS_S = 60.0
+"""How long Ray may answer no call before the service ends. Calls that hang keep their threads, and their driver."""
 _CONFIRM_S = 0.8
 """Ray reports freed resources up to 1 s late. Doubt a refusal for this long before raising `LeaseConflict`."""
 _ASK_AGAIN_S = 0.1
@@ -61,10 +63,15 @@ _ASK_AGAIN_S = 0.1
 
 
 class RayCalls:
-    """A pool of threads for Ray's functions, which block. After its deadline a call is left to end by itself."""
+    """A pool of threads for Ray's functions, which block. After its deadline a call is left to end by itself.
+
+    If Ray answers no call for long, the service ends. The next one has threads and a driver of its own.
+    """
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
+        self._silent_since: float | None = None
+        """When the first question reached its deadline after Ray's last answer; None if none did."""
 
     def close(self) -> None:
         """Start no more calls. Those under way are left alone."""
@@ -73,18 +80,38 @@ class RayCalls:
     async def run(self, call: Callable[[], T], *, deadline_s: float) -> T:
         """Return the result of `call` or raise its error; raise `asyncio.TimeoutError` after the deadline."""
         loop = asyncio.get_running_loop()
-        return await asyncio.wait_for(loop.run_in_executor(self._threads, call), deadline_s)
+        try:
+            return await asyncio.wait_for(loop.run_in_executor(self._threads, call), deadline_s)
+        except asyncio.TimeoutError:
+            self._check_silence()
+            raise
 
     async def ask(self, question: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Return what `question` returns; raise `BackendUnavailable` if it fails or takes too long."""
+
+        def call() -> T:
+            try:
+                return question(*arguments, **named)
+            finally:
+                self._silent_since = None  # also after its deadline, or with an error
+
         try:
-            return await self.run(functools.partial(question, *arguments, **named), deadline_s=_CALL_S)
+            return await self.run(call, deadline_s=_CALL_S)
         except (RoostError, asyncio.CancelledError):
             raise
         except asyncio.TimeoutError:
+            self._silent_since = self._silent_since or time.monotonic()
             raise BackendUnavailable(f"Ray has not answered for {_CALL_S:g} s") from None
         except Exception as error:
             raise BackendUnavailable(f"Ray failed: {shorten_error(error)}") from error
+
+    def _check_silence(self) -> None:
+        """End the service if questions have reached their deadlines for long, and Ray has answered none."""
+        if self._silent_since is not None and time.monotonic() - self._silent_since >= _HANGS_S:
+            log.error(
+                "Ray has answered no call for %g s: the service ends, and the next one joins Ray", _HANGS_S
+            )
+            _end_service()
 
     def begin(self, call: Callable[..., object], *arguments: Any) -> None:
         """Call it in a thread, and do not wait for it."""
@@ -237,14 +264,6 @@ class RayManager:
     async def find(self, lease: Lease) -> bool:
         return await self._ask(placement_groups.find, _name_group(lease)) is not None
 
-    async def name_holders(self, nodes: Sequence[RayNode]) -> Sequence[str]:
-        at = {node.daemon: node.id for node in nodes}
-        own = frozenset(self._group_ids.values())
-        return [
-            f"{actor.name}, pid {actor.pid} on {at[actor.node]}"
-            for actor in await self._ask(actors.read, at, own)
-        ]
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         away, node = self.membership.away, self.membership.nodes.get(node_id)
         if away or node is None:
@@ -289,7 +308,7 @@ class RayManager:
             await self._ask(placement_groups.start_reader, node)
 
     async def diagnose(self) -> list[Finding]:
-        return known_holes.find_holes(join.get_ray_version())
+        return []
 
     def places(self) -> Sequence[str]:
         if self._address:  # more clusters may run on this machine by now
@@ -468,6 +487,11 @@ class RayManager:
             return True
         await self.membership.read()
         return has_room is not None and not has_room(node.id, request)
+
+
+def _end_service() -> None:
+    """End this process as Ray does: an orderly end would wait for the threads that hang."""
+    os._exit(1)
 
 
 def _name_group(lease: Lease, suffix: str = "") -> str:

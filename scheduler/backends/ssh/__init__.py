@@ -2,7 +2,6 @@
 
     SshBackend ──> SshManager                                                           backend, manager, settings
                       ├── lists the hosts, with their labels                            host_list, host
-                      │      └── the JSON of Ansible, the Host lines of ssh             inventory, ssh_config
                       ├── remembers what earlier services have seen                     host_memory
                       ├── knows the ssh-agent and the tickets of its callers            latest_caller
                       ├── runs the prologue of a kernelspec                             prologues

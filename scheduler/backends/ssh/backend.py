@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
-from roost.launchers.daemon.tasks import ask_all, start_shared
+from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch
 from roost.placement import Request, Snapshot
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
@@ -15,13 +15,10 @@ from roost.scheduler.backends.base import (
     BackendContext,
     BackendEvent,
     Lease,
-    Resource,
 )
-from roost.scheduler.backends.holders import describe_holder
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.more_room import has_more_room
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
-from roost.scheduler.messages import format_names
 
 from . import SPEC
 from .host_memory import HostMemory
@@ -95,18 +92,6 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
 
     def check_request(self, request: Request) -> None:
         check_options(request.options)
-
-    async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
-        connected = [node_id for node_id in node_ids if node_id in self._pool.connected]
-        by_node = await ask_all(
-            lambda node_id: self._pool.call(node_id, lambda agent: agent.others()), connected
-        )
-        return [
-            describe_holder(holder) for of_node in by_node for holder in of_node if holder.holds(resource)
-        ]
-
-    def describe_holders(self, names: Sequence[str]) -> str:
-        return format_names(names) if names else self.other_holders
 
     def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
         before = self._table.node(node_id)

@@ -1,17 +1,15 @@
-"""The hosts that the settings name: in the settings, in a file, in Ansible's inventory, in the configuration of ssh."""
+"""The hosts that the settings name: in the settings themselves, and in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import read_input_text
 
 from .host import ADDRESS, Host, make_host, make_hosts
-from .inventory import read_inventory
 from .settings import RoostSshBackend
-from .ssh_config import find_config, read_aliases
 
 __all__ = ["Host", "list_hosts"]
 
@@ -21,47 +19,30 @@ _MOST_HOSTS = 10_000
 def list_hosts(settings: RoostSshBackend) -> tuple[Host, ...]:
     """Return the hosts in the order of the settings, each once, with the labels of all settings that name it.
 
-    If two settings give a host the same label, the earlier one counts: `hosts`, `hosts_file`, `inventory`. Raises
-    `ConfigError`. Reads files, and asks nothing of the network.
+    If two settings give a host the same label, that of `hosts` counts. Raises `ConfigError`. Reads the file, and
+    asks nothing of the network.
     """
     found: dict[str, Host] = {}
-    places = []
-    for setting, place in _name_sources(settings):
-        places.append(place)
-        for host in _read_source(settings, setting):
+    sources: list[tuple[str, Iterable[Host]]] = []
+    if settings.hosts:  # the settings have checked it
+        sources.append(("c.RoostSshBackend.hosts", make_hosts(settings.hosts)))
+    if path := settings.hosts_file:
+        sources.append((path, read_hosts_file(_to_path("hosts_file", path))))
+    for place, hosts in sources:
+        for host in hosts:
             known = found.get(host.name)
             found[host.name] = _merge(known, host) if known is not None else host
             if len(found) > _MOST_HOSTS:
                 raise ConfigError(f"{place} names more than {_MOST_HOSTS:,} hosts: name fewer.")
     if found:
         return tuple(found.values())
-    if places:
-        raise ConfigError(f"there is no SSH host in {' or '.join(places)}: name one there.")
+    if sources:
+        places = " or ".join(place for place, _ in sources)
+        raise ConfigError(f"there is no SSH host in {places}: name one there.")
     raise ConfigError(
-        "no SSH host is named: set c.RoostSshBackend.hosts to a list such as ['n1', 'n2'], or one of hosts_file, "
-        "inventory and ssh_config_pattern."
+        "no SSH host is named: set c.RoostSshBackend.hosts to a list such as ['n1', 'n2'], or hosts_file to a file "
+        "with a name on each line."
     )
-
-
-def _name_sources(settings: RoostSshBackend) -> Iterator[tuple[str, str]]:
-    """Yield the settings that name hosts, each with the place of these hosts, for people."""
-    if settings.hosts:
-        yield "hosts", "c.RoostSshBackend.hosts"
-    for setting in ("hosts_file", "inventory"):
-        if path := getattr(settings, setting):
-            yield setting, path
-    if pattern := settings.ssh_config_pattern:
-        yield "ssh_config_pattern", f"the lines of {find_config(settings.ssh)} that match {pattern!a:.80}"
-
-
-def _read_source(settings: RoostSshBackend, setting: str) -> list[Host]:
-    if setting == "hosts":
-        return make_hosts(settings.hosts)  # the settings have checked it
-    if setting == "hosts_file":
-        return read_hosts_file(_to_path(setting, settings.hosts_file))
-    if setting == "inventory":
-        return read_inventory(_to_path(setting, settings.inventory))
-    return read_aliases(find_config(settings.ssh), settings.ssh_config_pattern)
 
 
 def read_hosts_file(path: Path) -> list[Host]:

@@ -258,9 +258,6 @@ class SshManager:
     async def find(self, lease: Lease) -> bool:
         return True
 
-    async def name_holders(self, nodes: Sequence[SshNode]) -> Sequence[str]:
-        return ()
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         node = await self._contact(node_id, begins=True)
         if node.started_agent is None:

@@ -37,7 +37,7 @@ class Hosts(TraitType["list[str] | dict[str, dict[str, str]]", "list[str] | dict
 class RoostSshBackend(ForkingSettings, EnforcementSettings, PortSettings):
     """`c.RoostSshBackend`: the hosts, how ssh reaches them, and roost's agents there.
 
-    The hosts of all four settings are used together. A name in several of them is one host, with the labels of all.
+    The hosts of both settings are used together. A name in both is one host, with the labels of both.
     The label `address` is the IP address where a host's kernels listen, if it is not the one that ssh reaches.
     """
 
@@ -46,15 +46,6 @@ class RoostSshBackend(ForkingSettings, EnforcementSettings, PortSettings):
     )
     hosts_file = Unicode(
         "", help="A file with a host on each line: its name, then labels as rack=a. # begins a comment."
-    )
-    inventory = Unicode(
-        "",
-        help="A file with what `ansible-inventory --list` prints. The group gpu becomes the label group.gpu=yes.",
-    )
-    ssh_config_pattern = Unicode(
-        "",
-        help="Names of `Host` lines in ~/.ssh/config, as a pattern: gpu*, or gpu*,!gpu7. Lines with patterns are left "
-        "out.",
     )
     ssh = List(
         Unicode(),

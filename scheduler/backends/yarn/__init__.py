@@ -10,7 +10,7 @@
         ├── Held: a lease, its ask and its container                                   held, reasons
         ├── ContainerAgents: the agents, with keys that need no storage                container_agents, derived_keys
         ├── NodeReader, Queues: nodes for placement, and limits                        node_reader, nodes, queues
-        └── Rest; settings that delay starts or end kernels                            rest, hadoop_conf, doctor
+        └── Rest, and the settings of the ResourceManager                              rest, hadoop_conf
 
 A claim asks for a container on the chosen node. YARN's own scheduler decides. The master reports what becomes of each
 container.

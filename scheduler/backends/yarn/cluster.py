@@ -15,7 +15,6 @@ from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn
 from roost.launchers.protocol.messages import Launch, Lease, Nothing
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease, load_lease
-from roost.scheduler.backends.base import Finding
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -31,7 +30,6 @@ from .archives import Archives, find_python
 from .container_agents import ContainerAgents
 from .creation import ContainerCreator
 from .derived_keys import DerivedKeys
-from .doctor import find_settings
 from .hadoop_conf import Conf, keeps_containers, scheduler_addresses
 from .held import Held
 from .master.messages import Container, MasterEvent, Update
@@ -141,10 +139,6 @@ class YarnCluster(PodCluster):
         line = await self._applications.line(self._queues.queue_of(Request()), None)
         await line.wait(_WARM_S)
         await self._nodes.read()
-
-    async def diagnose(self) -> list[Finding]:
-        conf, root, nodes = await asyncio.gather(self._rest.conf(), self._rest.queues(), self._rest.nodes())
-        return find_settings(conf, root, nodes, self._settings)
 
     def to_placement(self, request: Request) -> Request:
         return to_placement(request)

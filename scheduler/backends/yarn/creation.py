@@ -205,7 +205,7 @@ class ContainerCreator:
         """True if the NodeManager of a node answers the master, or if the master cannot probe it."""
         try:
             probed = await line.call(Probed, "probe", Probe(address=self._nodes.book.daemon(node)))
-        except RemoteError as problem:  # a master of an earlier version, or a node that has left
+        except RemoteError as problem:  # the node has left
             log.info("node=%s is not probed: %s", node, problem)
             return True
         return probed.answers

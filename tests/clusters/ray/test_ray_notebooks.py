@@ -1,68 +1,18 @@
-"""Ray inside the kernel of a notebook that only names a kernelspec, and kernels on nodes of a real cluster."""
+"""Kernels on nodes of a real Ray cluster, and what roost reads of the nodes."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
-from kit.jupyter.notebook_runs import run_nbclient
 from roost.placement import Request
 from roost.scheduler.backends.ray import join, nodes
 from roost.scheduler.client.client import connect
 
-RAY_WITHIN = """
-import os, ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-ray.init(namespace=os.environ["RAY_NAMESPACE"], log_to_driver=False)
-group = ray.util.get_placement_group(os.environ["ROOST_PLACEMENT_GROUP"])
-
-@ray.remote(num_cpus=0, num_gpus=0.5, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
-def where():
-    return ray.util.get_node_ip_address(), os.environ["CUDA_VISIBLE_DEVICES"]
-
-print(*ray.get(where.remote()), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["RAY_ADDRESS"])
-ray.shutdown()
-"""
-
-
-pytestmark = pytest.mark.backends("ray", why="uses Ray inside a kernel")
-
-
-@pytest.fixture
-def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder for notebooks, where the kernelspec `roosted` asks for half an A100."""
-    specs_of(config={"gpus": 0.5, "gpu_models": ["A100"]})
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    return tmp_path
-
-
-def test_ray_within_a_notebook_runs_on_the_leases_own_devices(on_half_an_a100: Path) -> None:
-    node, of_the_task, of_the_kernel, address = run_nbclient(RAY_WITHIN).split()
-    assert node.endswith(".3")
-    assert of_the_task == of_the_kernel
-    assert of_the_kernel in "0123"
-    assert address == os.environ["RAY_ADDRESS"]
-
-
-def test_ray_within_a_notebook_joins_the_namespace_of_the_kernelspec(
-    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    specs_of(config={"options": {"namespace": "team"}})
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    source = """
-import os, ray
-
-ray.init(namespace=os.environ["RAY_NAMESPACE"], log_to_driver=False)
-print(ray.get_runtime_context().namespace)
-ray.shutdown()
-"""
-    assert run_nbclient(source).strip() == "team"
+pytestmark = pytest.mark.backends("ray", why="looks into Ray")
 
 
 async def test_a_kernel_is_prepared_on_the_node_of_its_request(

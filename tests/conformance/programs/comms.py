@@ -1,4 +1,5 @@
 # state: comms in both directions
+# in ci: yes
 
 # %%
 from comm import create_comm, get_comm_manager

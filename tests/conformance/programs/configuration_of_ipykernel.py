@@ -1,4 +1,5 @@
 # state: the configuration of ipykernel
+# in ci: yes
 
 # %%
 ip = get_ipython()

@@ -1,5 +1,6 @@
 # state: what the debugger knows before it starts
 # needs: debugpy
+# in ci: yes
 
 # %%
 a, b = 1, "two"

@@ -1,5 +1,6 @@
 # state: unusual values in the environment
 # env: "PROGRAM_LINES=a b  c" PROGRAM_EMPTY= PROGRAM_UMLAUT=ä=ö
+# in ci: yes
 
 # %%
 import os

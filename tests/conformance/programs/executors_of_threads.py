@@ -1,4 +1,5 @@
 # state: concurrent.futures with threads
+# in ci: yes
 
 # %%
 import concurrent.futures, threading

@@ -1,4 +1,5 @@
 # state: the history of IPython
+# in ci: yes
 
 # %%
 first = 1

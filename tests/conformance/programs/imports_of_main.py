@@ -1,4 +1,5 @@
 # state: the module __main__
+# in ci: yes
 
 # %%
 import __main__, inspect, sys

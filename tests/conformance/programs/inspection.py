@@ -1,4 +1,5 @@
 # state: inspection
+# in ci: yes
 
 # %%
 def documented(x: int = 3) -> str:

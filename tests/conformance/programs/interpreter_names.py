@@ -1,4 +1,5 @@
 # state: the interpreter's files
+# in ci: yes
 
 # %%
 import os, site, sys, sysconfig

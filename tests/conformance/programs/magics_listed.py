@@ -1,4 +1,5 @@
 # state: the magics, aliases and extensions
+# in ci: yes
 
 # %%
 ip = get_ipython()

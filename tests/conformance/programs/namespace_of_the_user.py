@@ -1,4 +1,5 @@
 # state: the names that a user finds
+# in ci: yes
 
 # %%
 names = sorted(name for name in globals() if not name.startswith("_i"))

@@ -1,5 +1,6 @@
 # state: the threads of numpy's linear algebra
 # needs: numpy
+# in ci: yes
 
 # %%
 import numpy, os

@@ -1,4 +1,5 @@
 # state: the output of processes that a cell forks
+# in ci: yes
 
 # %%
 import os, sys

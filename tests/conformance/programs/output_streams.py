@@ -1,4 +1,5 @@
 # state: the standard streams of a cell
+# in ci: yes
 
 # %%
 import io, sys

@@ -1,5 +1,6 @@
 # state: the environment that the system shows
 # env: PROGRAM_VARIABLE=value
+# in ci: yes
 
 # %%
 import os

@@ -1,5 +1,6 @@
 # state: multiprocessing with a server of forks
 # end: killed
+# in ci: yes
 
 # %%
 import multiprocessing, operator

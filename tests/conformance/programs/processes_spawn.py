@@ -1,5 +1,6 @@
 # state: multiprocessing with spawn
 # end: killed
+# in ci: yes
 
 # %%
 import multiprocessing, operator, os

@@ -1,4 +1,5 @@
 # state: the other requests of a notebook
+# in ci: yes
 
 # %%
 x = 1

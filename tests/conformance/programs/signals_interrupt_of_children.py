@@ -1,4 +1,5 @@
 # state: SIGINT in a child process
+# in ci: yes
 
 # %% interrupt: 0.5
 import subprocess

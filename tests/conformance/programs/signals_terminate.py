@@ -1,4 +1,5 @@
 # state: the effect of SIGTERM and SIGHUP
+# in ci: yes
 
 # %%
 import os, signal

@@ -1,5 +1,6 @@
 # state: the folder for temporary files, which tempfile remembers
 # env: TMPDIR={folder}
+# in ci: yes
 
 # %%
 import tempfile

@@ -1,4 +1,5 @@
 # state: the objects of ipykernel
+# in ci: yes
 
 # %%
 import re
@@ -11,7 +12,7 @@ def plainly(value):
 
 
 app, kernel = ip.parent.parent, ip.kernel
-for owner in (ip, kernel):
+for owner in (ip, kernel, app, kernel.session):
     for name in sorted(owner.trait_names()):
         if name not in (
             "db",
@@ -27,6 +28,28 @@ for owner in (ip, kernel):
             "parent",
             "user_ns",
             "user_module",
+            # of the app and of its session: ports, keys, ids and objects
+            "_ports",
+            "argv",
+            "auth",
+            "bsession",
+            "cli_config",
+            "connection_file",
+            "control_port",
+            "curve_publickey",
+            "curve_secretkey",
+            "digest_history",
+            "displayhook",
+            "hb_port",
+            "heartbeat",
+            "io_loop",
+            "iopub_port",
+            "kernel",
+            "key",
+            "parent_handle",
+            "pid",
+            "shell_port",
+            "stdin_port",
         ):
             text = plainly(getattr(owner, name, None))
             print(type(owner).__name__, name, text if len(text) < 200 else len(text) // 100 * 0)

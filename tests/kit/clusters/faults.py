@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from kit.jupyter.kernelspecs import kernelspecs
-from kit.jupyter.notebook import Notebook, held_by
+from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect
@@ -64,13 +64,7 @@ class ClusterWorld:
 
     def configure(self, **changes: Any) -> None:
         """Change settings of the backend in the configuration file in `folder`. The service reads it when it starts."""
-        self._configure(f"Roost{self._config['backend'].title()}Backend", changes)
-
-    def configure_service(self, **changes: Any) -> None:
-        """Change settings of the service itself in the configuration file in `folder`."""
-        self._configure("RoostScheduler", changes)
-
-    def _configure(self, section: str, changes: dict[str, Any]) -> None:
+        section = f"Roost{self._config['backend'].title()}Backend"
         self._settings[section] = {**self._settings.get(section, {}), **changes}
         (self.folder / "jupyter_roost_config.json").write_text(json.dumps(self._settings))
 
@@ -157,18 +151,6 @@ class ClusterWorld:
         """Stop the service with SIGSTOP. No other service starts until this one is killed."""
         for pid in daemon_pids(self.home, "scheduler"):
             os.kill(pid, signal.SIGSTOP)
-
-    async def outlives_service(self, **config: Any) -> None:
-        """Check that a kernel with this configuration lives on, with the same lease, after its service is killed."""
-        notebook = await self.open(**config)
-        before = held_by(await self.kernel_of(notebook))
-        self.kill_service()
-        killed_at = time.monotonic()
-        await self.lives(notebook)
-        say("found again after", killed_at)
-        assert held_by(await self.kernel_of(notebook)) == before
-        await notebook.interrupt()
-        await self.lives(notebook)
 
     async def has_room(self, within_s: float = 60.0, **asked: Any) -> float:
         """Wait until the service has room for a request with these fields. Return the seconds."""

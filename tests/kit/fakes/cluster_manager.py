@@ -108,9 +108,6 @@ class FakeManager:
     async def find(self, lease: Lease) -> bool:
         return lease.id in self.granted
 
-    async def name_holders(self, nodes: Sequence[FakeNode]) -> Sequence[str]:
-        return [f"task on {node.id}" for node in nodes]
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         self.membership.check()
         if node_id not in self.agents:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
+from roost.launchers.protocol.messages import PORT_NAMES, PROTOCOL, KernelProcess
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.scheduler.client import service_folder
 from roost.scheduler.errors import RoostError, UnknownKernel
@@ -37,6 +37,7 @@ class FakeService:
         self.launch_timeout_s = DEFAULT_LAUNCH_TIMEOUT_S
         self.node_start_timeout_s = 0.0
         self.protocol = service_folder.PROTOCOL
+        self.agent_protocol = PROTOCOL
         self.calls: list[tuple[str, Any]] = []
         self.kernels: dict[str, Kernel] = {}
         self.answers: dict[str, Callable[[Any], Any] | BaseException] = {}
@@ -108,8 +109,8 @@ class FakeService:
         from roost import __version__
 
         return {
-            "protocol": self.protocol, "version": self.version or __version__, "pid": os.getpid(), "backend": "local",
-            "address": "", "launch_timeout_s": self.launch_timeout_s,
+            "protocol": self.protocol, "agent_protocol": self.agent_protocol, "version": self.version or __version__,
+            "pid": os.getpid(), "backend": "local", "address": "", "launch_timeout_s": self.launch_timeout_s,
             "node_start_timeout_s": self.node_start_timeout_s,
         }  # fmt: skip
 
@@ -144,7 +145,8 @@ class FakeService:
         return self.kernels[kernel.id]
 
     def _kernels(self, _: Any) -> dict[str, Any]:
-        return {"kernels": [kernel.without_keys() for kernel in self.kernels.values()]}
+        kernels = [kernel.without_keys() for kernel in self.kernels.values()]
+        return {"kernels": kernels, "more": False, "unreachable": []}
 
     def _signal(self, arguments: Any) -> dict[str, Any]:
         self._known(arguments)

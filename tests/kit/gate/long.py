@@ -16,7 +16,7 @@ DONE = Path("build/long.tsv")
 _PYTEST = ".venv/bin/python -m pytest -q --timeout 1800"
 COMMANDS = (
     f"ROOST_MESSAGES=100000 {_PYTEST} --timeout 14400 tests/property -k hostile",
-    f"ROOST_MESSAGES=100000 {_PYTEST} --timeout 14400 tests/machine -k hostile",
+    f"ROOST_MESSAGES=100000 {_PYTEST} --timeout 14400 tests/machine tests/servers -k hostile",
     ".venv/bin/python tests/conformance/run.py jupyter_client nbclient jupyter_server jupyter_kernel_test",
     ".venv/bin/python tests/conformance/pythons.py .venv/bin/python",
     ".venv/bin/python tests/conformance/jupyters.py --only oldest",

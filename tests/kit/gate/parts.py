@@ -17,6 +17,7 @@ _HOURS = 4
 _PER_NODE, _PER_KERNEL = "scheduler/backends/agent_per_node/", "scheduler/backends/agent_per_kernel/"
 FOLDERS: Mapping[str, tuple[str, ...]] = {
     "forks": ("launchers/zygote/", "launchers/agent/warm/", "tests/forks/", "tests/kit/programs/"),
+    "servers": ("provisioners/", "tests/servers/"),
     "ray": (_PER_NODE, "provisioners/server_extension/", "tests/browser/"),
     "dask": (_PER_NODE,),
     "docker": (_PER_KERNEL, "tests/kit/clusters/docker_engine/"),

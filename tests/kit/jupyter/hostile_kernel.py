@@ -31,23 +31,10 @@ def bind(kind, name):
 shell, iopub = bind(zmq.ROUTER, "shell_port"), bind(zmq.PUB, "iopub_port")
 others = [bind(zmq.ROUTER, f"{name}_port") for name in ("control", "stdin", "hb")]
 while True:
-    frames = shell.recv_multipart()[1:]
-    if frames[0] != b"flood":
-        iopub.send_multipart(frames)
-        continue
-    count, length = map(int, frames[1:])
-    for number in range(count):
-        parent = {"msg_id": str(number).rjust(length, "x"), "session": "s", "msg_type": "execute_request"}
-        header = {"msg_id": str(number), "msg_type": "status"}
-        parts = [json.dumps(part).encode() for part in (header, parent, {}, {"execution_state": "busy"})]
-        iopub.send_multipart([b"", b"<IDS|MSG>", b"", *parts])
+    iopub.send_multipart(shell.recv_multipart()[1:])
 """
 HOSTILE_ARGV = (sys.executable, "-c", _PROGRAM, "{connection_file}")
-"""The command of a kernel that publishes on IOPub all that it receives on its shell port.
-
-If the first frame is `flood`, the kernel publishes messages for requests that never end. Their number and the length of
-the requests' ids are the other frames.
-"""
+"""The command of a kernel that publishes on IOPub all that it receives on its shell port."""
 
 CELL = {"msg_id": "cell", "session": "s", "msg_type": "execute_request", "cellId": "c"}
 FIELDS: dict[str, dict[str, Any]] = {

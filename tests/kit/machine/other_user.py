@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,18 +14,17 @@ OTHER_USER = 65534
 _CLAIM = """
 import json, os, resource, socket, sys
 
-names, kind = json.loads(sys.stdin.readline()), int(sys.argv[1])
+names, user = json.loads(sys.stdin.readline()), int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (len(names) + 100,) * 2)
 os.setgroups([])
-os.setgid(int(sys.argv[2]))
-os.setuid(int(sys.argv[2]))
+os.setgid(user)
+os.setuid(user)
 held = []
 for name in names:
     try:
-        held.append(socket.socket(socket.AF_UNIX, kind))
+        held.append(socket.socket(socket.AF_UNIX))
         held[-1].bind("\\0" + name)
-        if kind == socket.SOCK_STREAM:
-            held[-1].listen()
+        held[-1].listen()
     except OSError:
         pass
 print(len(held), flush=True)
@@ -35,12 +33,10 @@ sys.stdin.read()
 
 
 @contextmanager
-def claimed_by_another_user(
-    names: Sequence[str], kind: socket.SocketKind = socket.SOCK_STREAM
-) -> Iterator[int]:
+def claimed_by_another_user(names: Sequence[str]) -> Iterator[int]:
     """Hold these names as another user while the block runs, and yield that process's pid."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-S", "-c", _CLAIM, str(int(kind)), str(OTHER_USER)]
+    command = [sys.executable, "-S", "-c", _CLAIM, str(OTHER_USER)]
     with subprocess.Popen(command, cwd="/", stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

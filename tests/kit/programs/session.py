@@ -27,8 +27,6 @@ CELL_S = 120.0
 END_S = 60.0
 """How long a kernel may take to end. With child processes, ipykernel takes half of this."""
 HANGS = "the kernel does not end"
-LOG_S = 10.0
-"""How long a text may take to come into the log."""
 _LONGEST_TEXT = 4_000
 _PATTERNS = (
     (re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]"), ""),
@@ -69,13 +67,6 @@ class Session:
     def log(self) -> str:
         """Return what the kernel's process and its children have written to standard output and standard error."""
         return self._kernel.log.read_text(errors="replace")
-
-    def await_log(self, text: str) -> bool:
-        """Wait until the log has this text. Return False if it does not come."""
-        until = time.monotonic() + allow_s(LOG_S)
-        while text not in self.log() and time.monotonic() < until:
-            time.sleep(0.02)
-        return text in self.log()
 
     def ask(self, kind: str, content: dict[str, Any], channel: str = "control") -> dict[str, Any]:
         """Send a request, and return the content of its reply."""

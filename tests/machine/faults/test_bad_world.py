@@ -17,7 +17,7 @@ from kit.machine.small_disk import small_disk as mounted
 from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
-from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel, StartKernel
 from roost.testing.deadlines import allow_s, until
 
@@ -74,41 +74,6 @@ async def test_a_stale_socket_and_broken_files_of_a_killed_service(
     (folder / "socket").write_text("no socket at all")
     (folder / "ready.json").write_text('{"pid": 1')
     assert await client.kernels() == []
-
-
-async def test_a_runtime_folder_that_is_open_to_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tmp_path.chmod(0o755)
-    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path))
-    client = roost.connect("local")
-    with pytest.raises(RoostError, match="chmod 700") as failure:
-        await client.kernels()
-    assert "\n" not in failure.value.user_message
-    client.close()
-
-
-async def test_a_runtime_folder_whose_path_is_too_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / ("x" * 100)
-    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(folder))
-    client = roost.connect("local")
-    with pytest.raises(RoostError, match="ROOST_RUNTIME_DIR"):
-        await client.kernels()
-    client.close()
-    assert not daemon_pids(folder, "scheduler")
-
-
-async def test_a_wrong_configuration(
-    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "jupyter_roost_config.py").write_text("c.RoostScheduler.max_kernel_per_user = 1\n")
-    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
-    client = roost.connect("local")
-    with pytest.raises(ConfigError, match="max_kernels_per_user"):
-        await client.kernels()
-    client.close()
 
 
 CLOCK = """

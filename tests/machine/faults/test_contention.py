@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import pytest
-
 from kit import TESTS
-from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
-from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
-from roost.scheduler.messages import Event, Kernel, StartKernel
-from roost.testing.deadlines import allow_s, until
+from roost.scheduler.messages import Event
+from roost.testing.deadlines import allow_s
 
 ASKER = """
 import asyncio, json, os, sys
@@ -75,49 +70,3 @@ def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, settl
     assert client.kernels().result(allow_s(20)) == []
     (node,) = client.nodes().result(allow_s(20))
     assert [device["promised"] for device in node["devices"]] == [0, 0]
-
-
-async def test_a_queued_start_shows_its_position_and_can_be_cancelled(client: Client) -> None:
-    first = await client.start(tiny(gpus=2))
-    asked = tiny(gpus=1)
-    waiting = asyncio.ensure_future(_outcome(client, asked))
-    queued = await _until_queued(client, asked.kernel_id)
-    assert queued.position == 1
-    assert "GPU" in queued.waits_for
-    await client.cancel(asked.kernel_id)
-    with pytest.raises(Cancelled):
-        await waiting
-    again = tiny(gpus=1)
-    waiting = asyncio.ensure_future(_outcome(client, again))
-    await _until_queued(client, again.kernel_id)
-    await client.stop(first.id, grace_s=0)
-    assert (await asyncio.wait_for(waiting, allow_s(60))).state == "running"
-    await client.stop(again.kernel_id, grace_s=0)
-
-
-async def _outcome(client: Client, asked: StartKernel) -> Kernel:
-    return await client.start(asked)
-
-
-async def _until_queued(client: Client, kernel_id: str) -> Kernel:
-    async def find() -> Kernel | None:
-        for kernel in await client.kernels():
-            if kernel.id == kernel_id and kernel.state == "queued" and kernel.position is not None:
-                return kernel
-        return None
-
-    return await until(find, "the start is queued")
-
-
-async def test_a_start_waits_no_longer_than_its_launch_timeout(client: Client) -> None:
-    first = await client.start(tiny(gpus=2))
-    with pytest.raises(NoNodeNow, match="GPU"):
-        await client.start(tiny(gpus=1, launch_timeout_s=0.4))
-    await client.stop(first.id, grace_s=0)
-
-
-async def test_an_impossible_request_fails_at_once(client: Client) -> None:
-    with pytest.raises(NoNodeEver) as failure:
-        await asyncio.wait_for(_outcome(client, tiny(gpus=3)), allow_s(60))
-    assert "\n" not in failure.value.user_message
-    assert "GPU" in failure.value.user_message

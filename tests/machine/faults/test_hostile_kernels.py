@@ -9,7 +9,6 @@ import itertools
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +16,7 @@ import zmq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kit.jupyter.hostile_kernel import BATCH, CELL, HOSTILE_ARGV, MESSAGES, dump, good_cell, messages
+from kit.jupyter.hostile_kernel import BATCH, HOSTILE_ARGV, MESSAGES, good_cell, messages
 from kit.machine.daemons import daemon_pids
 from kit.machine.live_folders import read_files
 from kit.machine.tiny_kernel import tiny
@@ -124,33 +123,6 @@ async def test_messages_of_any_form(client: Client, hostile: HostileKernel) -> N
     assert runs[-1].outputs == [
         {"output_type": "stream", "name": "stdout", "text": f"good-{len(batches) - 1}"}
     ]
-
-
-async def test_a_state_breaks_no_list(client: Client, hostile: HostileKernel) -> None:
-    states: list[Any] = [{"a": 1}, None, "x" * (9 << 20), "\x1b[31mred", ["idle"], 7]
-    for number, state in enumerate(states):
-        header = {"msg_id": f"m{number}", "msg_type": "status"}
-        last = (await client.journal("hostile")).last
-        hostile.publish(b"", b"<IDS|MSG>", b"", *map(dump, (header, CELL, {}, {"execution_state": state})))
-
-        async def is_received(last: int = last) -> bool:
-            return (await client.journal("hostile")).last > last
-
-        await until(is_received, "the agent receives the state")
-        listed = {each.id: each.use for each in await client.kernels(with_use=True)}
-        assert (listed["hostile"] and listed["hostile"].execution_state) == "idle"
-        assert listed["innocent"] is not None
-        await check(client, hostile, f"good-{number}")
-
-
-@pytest.mark.parametrize(("count", "length"), [(400, 1 << 20), (60_000, 20)])
-async def test_requests_without_an_end_do_not_fill_the_agent(
-    client: Client, hostile: HostileKernel, count: int, length: int
-) -> None:
-    before_bytes = hostile.agent.memory_info().rss
-    hostile.publish(b"flood", str(count).encode(), str(length).encode())
-    await check(client, hostile, "good")
-    assert hostile.agent.memory_info().rss < before_bytes + GROWS_BYTES
 
 
 async def test_last_words_reach_the_user_and_no_log(client: Client, settled_runtime_dir: Path) -> None:

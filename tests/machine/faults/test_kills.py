@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from kit import TESTS
 from kit.jupyter.notebook import Notebook
-from kit.machine.daemons import daemon_pids, kill, wait_gone
+from kit.machine.daemons import daemon_pids, kill
 from kit.machine.tiny_kernel import tiny
-from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client import client as roost_client
 from roost.scheduler.client.client import Client
 from roost.testing.deadlines import allow_s, until
@@ -125,101 +118,3 @@ def _tiny_processes(world: Path) -> list[int]:
             if b"signal.pause" in command and str(world).encode() in command:
                 found.append(int(entry.name))
     return found
-
-
-async def test_the_service_while_kernels_run(notebooks: list[Notebook], settled_runtime_dir: Path) -> None:
-    notebook = notebooks[0]
-    await notebook.run("kept = 42; import time")
-    (service,) = daemon_pids(settled_runtime_dir, "scheduler")
-    kill(service)
-    await notebook.interrupt()
-    assert await notebook.value("kept") == "42"
-    assert await notebook.manager.is_alive()
-    await notebook.run("import os, signal")
-    notebook.client.execute("os.kill(os.getpid(), signal.SIGKILL)")
-
-    async def has_ended() -> bool:
-        return not await notebook.manager.is_alive()
-
-    await until(has_ended, "the new service reports the kernel's end")
-    await notebook.manager.restart_kernel()
-    await notebook.client.wait_for_ready(timeout=allow_s(60))
-
-
-async def test_a_zygote(notebooks: list[Notebook], settled_runtime_dir: Path) -> None:
-    kernels = {notebook.pid for notebook in notebooks}
-    zygotes = {
-        pid
-        for pid in _children(daemon_pids(settled_runtime_dir, "agent")[0])
-        if "zygote/main.py" in _command(pid)
-    } - kernels
-    assert zygotes, "no zygote came up while ten kernels were started"
-    for notebook in notebooks:
-        await notebook.run("kept = 1")
-    for pid in zygotes:
-        kill(pid)
-    assert {await notebook.value("kept") for notebook in notebooks} == {"1"}
-    another = Notebook()
-    await another.open()
-    assert await another.value("1 + 1") == "2"
-    await another.close()
-
-
-def _children(pid: int) -> list[int]:
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-
-
-def _command(pid: int) -> str:
-    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return ""
-
-
-OWNER = """
-import asyncio, json, sys
-sys.path.insert(0, sys.argv[1])
-import roost
-from kit.machine.tiny_kernel import tiny
-
-async def main():
-    client = roost.connect("local", gpus=2)
-    kernels = [await client.start(tiny(name, gpus=1, can_adopt=name == "adoptable")) for name in ("adoptable", "owned")]
-    print(json.dumps([kernel.pid for kernel in kernels]), flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-async def test_an_owner(short_owner_grace: float, client: Client, settled_runtime_dir: Path) -> None:
-    """Kill an owner. Its kernel that no application may adopt ends after the grace, and its other kernel lives on."""
-    folder = str(TESTS)
-    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, folder, stdout=subprocess.PIPE)
-    assert owner.stdout is not None
-    adoptable, owned = json.loads(await asyncio.wait_for(owner.stdout.readline(), allow_s(60)))
-    killed_at = time.monotonic()
-    owner.kill()
-    await owner.wait()
-    assert await asyncio.to_thread(wait_gone, owned, 20)
-    assert time.monotonic() - killed_at >= short_owner_grace
-    await _until_only(client, "adoptable")
-    (kernel,) = await client.kernels()
-    assert (kernel.pid, kernel.state) == (adoptable, "running")
-    adopted_at = start_time(adoptable)
-    (node,) = await client.nodes()
-    assert sum(device["promised"] for device in node["devices"]) == 1
-    await client.stop("adoptable", grace_s=0)
-    assert not is_running(adoptable, adopted_at)
-
-
-async def _until_only(client: Client, kernel_id: str) -> None:
-    """Wait until the service knows no kernel but this one."""
-
-    async def is_only() -> bool:
-        return [kernel.id for kernel in await client.kernels()] == [kernel_id]
-
-    await until(is_only, "the kernel of the ended owner is gone")

@@ -66,10 +66,6 @@ class TestBalanced:
         nodes = _node("a", memory_used_bytes=7 * GIB), _node("b", memory_promised_bytes=4 * GIB)
         assert _choice("balanced", Request(memory_bytes=GIB), *nodes) == "b"
 
-    def test_promised_gpus_are_never_taken_even_if_idle(self) -> None:
-        decision = get_policy("balanced").place(Request(gpus=1), Snapshot.of([_node("a", 1.0, used=0.0)]))
-        assert decision.placement is None
-
     def test_devices_busy_beyond_their_promises_are_avoided(self) -> None:
         busy, fuller = _node("a", 0, 0, used=0.9), _node("b", 0.5, 0.4)
         assert _choice("balanced", Request(gpus=0.5), busy, fuller) == "b"

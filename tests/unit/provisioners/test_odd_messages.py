@@ -8,16 +8,13 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from roost.launchers.agent.output.journal import Journal
 from roost.launchers.protocol.messages import JournalLimits, JournalPage
-from roost.provisioners.execution import Result, add_output, build_result
 from roost.provisioners.journal_reader import read_runs
 from roost.provisioners.kernel_connection import accept_odd_messages
 from roost.provisioners.server_extension.replay import Replay
-from roost.scheduler.cli.output import _show
 from roost.scheduler.client.client import Client
 from roost.testing.deadlines import allow_s
 
@@ -83,52 +80,18 @@ class OneJournal:
         return SimpleNamespace(within=answer)
 
 
-@pytest.mark.parametrize("metadata", METADATA, ids=["", "brackets", "number"])
-async def test_all_cells_of_a_kernel_with_bad_messages_are_shown(
-    metadata: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_display_is_updated_by_its_id_alone() -> None:
     kernel = OneJournal()
-    for kind, content in BAD_CONTENTS:
-        kernel.publish(kind, content, metadata=metadata)
-        kernel.publish(
-            kind, content, {**CELL, "cellId": ["c"], "session": 7, "date": {"a": float("nan")}}, metadata
-        )
-    kernel.publish("display_data", {"data": {"a": 1}, "transient": {"display_id": "d"}}, GOOD)
-    kernel.publish("update_display_data", {"data": {"a": 2}, "transient": {"display_id": "d"}}, GOOD)
-    kernel.publish("update_display_data", {"data": {"a": 2}}, GOOD)
+    for kind, content in (
+        ("display_data", {"data": {"a": 1}, "transient": {"display_id": "d"}}),
+        ("update_display_data", {"data": {"a": 2}, "transient": {"display_id": "d"}}),
+        ("update_display_data", {"data": {"a": 3}}),
+    ):
+        kernel.publish(kind, content, GOOD)
     kernel.run_good_cell()
-    kernel.publish("status", {"execution_state": ["busy"]}, GOOD)
-    runs = await read_runs(cast(Client, kernel), "k")
-    good = runs[-1]
-    assert (good.request_id, good.code, good.execution_count, good.is_done) == ("good", "1", 4, True)
+    (run,) = await read_runs(cast(Client, kernel), "k")
     shown = {"output_type": "display_data", "data": {"a": 2}, "metadata": {}}
-    assert good.outputs == [shown, {"output_type": "stream", "name": "stdout", "text": "good"}]
-    for run in runs:
-        json.dumps(run.outputs, allow_nan=False, ensure_ascii=False).encode()
-    _show(runs)
-    printed = capsys.readouterr().out
-    assert "good\n" in printed
-    assert "\x1b]" not in printed
-
-
-@pytest.mark.parametrize(("kind", "content"), BAD_CONTENTS[:3] + BAD_CONTENTS[6:], ids=str)
-def test_a_result_has_fields_of_the_right_types(kind: str, content: Any) -> None:
-    outputs: list[dict[str, Any]] = []
-    add_output(outputs, {"header": {"msg_type": kind}, "content": content})
-    add_output(outputs, {"header": {"msg_type": "stream"}, "content": {"name": "stdout", "text": "good"}})
-    result = Result(outputs=outputs)
-    assert (result.stdout.endswith("good"), type(result.text), type(result.stderr)) == (True, str, str)
-
-
-@pytest.mark.parametrize("reply", [None, 7, [], {}, {"status": "ok"}, {"status": None}, {"status": {"a": 1}}])
-def test_any_reply_is_a_result(reply: Any) -> None:
-    error = build_result([], reply).error
-    is_good = not isinstance(reply, dict) or reply.get("status", "ok") == "ok"
-    assert (error is None) == is_good
-    assert error is None or str(error) == "Aborted: "
-    failed = build_result([], {"status": "error", "ename": 7, "evalue": {}, "traceback": ["a", 7]}).error
-    assert failed is not None
-    assert failed.fields == {"name": "Aborted", "value": "", "traceback": "a"}
+    assert run.outputs == [shown, {"output_type": "stream", "name": "stdout", "text": "good"}]
 
 
 def test_a_client_reads_any_message() -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import zmq
-from jupyter_client.manager import KernelManager
 from jupyter_console.app import ZMQTerminalIPythonApp
 from traitlets.config import Configurable
 
@@ -26,7 +25,6 @@ from kit.jupyter.kernel_managers import a_start, ended, manager, the_start
 from roost.launchers.protocol.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner, provisioner
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch
-from roost.scheduler.client.client import connect
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -63,37 +61,6 @@ async def test_a_start_sends_the_kernelspecs_options(
     assert written["shell_port"] == km.shell_port == service.kernels[km.kernel_id].connection.shell_port  # type: ignore[union-attr]
     assert written["curve_publickey"] == start.connection.curve_publickey is not None
     assert await km.is_alive()
-    await km.shutdown_kernel(now=True)
-
-
-async def test_life_and_end(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    assert await km.provisioner.poll() is None
-    await km.interrupt_kernel()
-    assert [call.signum for call in service.called("signal")] == [signal.SIGINT]
-    await km.shutdown_kernel(now=True)
-    assert not km.has_kernel
-    assert not await km.is_alive()
-    assert not service.kernels
-    await km.provisioner.cleanup(restart=False)
-    assert len(service.called("stop")) == 1
-
-
-async def test_restart_keeps_ports_keys_and_lease(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    first, ports, key = the_start(service), km.ports, km.curve_publickey
-    await km.restart_kernel(now=True)
-    again = the_start(service)
-    assert again.kernel_id == first.kernel_id
-    assert again.launch_id != first.launch_id
-    assert km.ports == ports
-    assert [getattr(again.connection, name) for name in PORT_NAMES] == [
-        getattr(km, name) for name in PORT_NAMES
-    ]
-    assert (again.connection.key, again.connection.curve_publickey) == (first.connection.key, key.decode())
-    assert not service.called("stop")
     await km.shutdown_kernel(now=True)
 
 
@@ -169,34 +136,6 @@ async def test_an_exit_is_no_warning_in_a_console(
     await km.shutdown_kernel(now=True)
 
 
-async def test_the_exit_of_an_earlier_launch_is_ignored(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    old = service.kernels[km.kernel_id]
-    await km.restart_kernel(now=True)
-    new = service.kernels[km.kernel_id]
-    service.kernels[km.kernel_id] = old
-    service.exit(km.kernel_id, 1)
-    service.kernels[km.kernel_id] = new
-    await connect().nodes()
-    assert await km.is_alive()
-    await km.shutdown_kernel(now=True)
-
-
-async def test_a_kernel_outlives_the_service_and_a_missed_exit_is_found(
-    service: FakeService, tmp_path: Path
-) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    service.close()
-    assert await km.is_alive()
-    kernel = service.kernels.pop(km.kernel_id)
-    service.serve()
-    assert await ended(km) == UNKNOWN_EXIT_CODE
-    service.kernels[km.kernel_id] = kernel
-    await km.shutdown_kernel(now=True)
-
-
 async def test_a_failed_first_start_is_undone(service: FakeService, tmp_path: Path) -> None:
     service.answers["start"] = NoNodeEver("No node has 3 GPUs.")
     km = manager(tmp_path)
@@ -209,26 +148,6 @@ async def test_a_failed_first_start_is_undone(service: FakeService, tmp_path: Pa
     await km.start_kernel()
     assert await km.is_alive()
     await km.shutdown_kernel(now=True)
-
-
-async def test_a_cancelled_start_is_undone(service: FakeService, tmp_path: Path) -> None:
-    begun = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    async def queue_forever(_: StartKernel) -> None:
-        loop.call_soon_threadsafe(begun.set)
-        await asyncio.sleep(3600)
-
-    service.answers["start"] = queue_forever
-    km = manager(tmp_path)
-    task = asyncio.ensure_future(km.start_kernel())
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert {cancel.launch_id for cancel in service.called("cancel")} == {the_start(service).launch_id}
-    assert not service.called("stop")
-    assert not km.has_kernel
 
 
 async def test_poll_reports_a_failed_restart(
@@ -329,31 +248,6 @@ async def test_a_shutdown_asks_a_silent_agent_once(service: FakeService, tmp_pat
     assert not await km.is_alive()
 
 
-def test_the_blocking_manager_from_a_thread_without_a_loop(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path, KernelManager)
-    km.start_kernel()
-    assert km.is_alive()
-    km.interrupt_kernel()
-    km.restart_kernel(now=True)
-    assert km.is_alive()
-    km.shutdown_kernel(now=True)
-    assert not km.is_alive()
-    assert not service.kernels
-
-
-def test_one_manager_used_from_several_loops(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    asyncio.run(km.start_kernel())
-    waited: list[int] = []
-    thread = threading.Thread(target=lambda: waited.append(asyncio.run(ended(km))))
-    thread.start()
-    service.exit(km.kernel_id, 4)
-    thread.join(allow_s(60))
-    assert waited == [4]
-    asyncio.run(km.shutdown_kernel(now=True))
-    assert not service.kernels
-
-
 async def test_a_service_that_does_not_answer_does_not_delay_a_shutdown(
     service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -422,22 +316,6 @@ async def test_an_adoption_waits_until_a_service_can_start(
     await taker.start_kernel()
     assert await taker.is_alive()
     assert len(service.called("adopt")) == 2
-    await taker.shutdown_kernel(now=True)
-    await holder.shutdown_kernel(now=True)
-
-
-async def test_an_adoption_takes_no_kernel_from_a_program_that_lives(
-    service: FakeService, tmp_path: Path
-) -> None:
-    """The files of a server may name any kernel. The scheduler knows the holder."""
-    holder = manager(tmp_path)
-    await holder.start_kernel()
-    taker = manager(tmp_path)
-    taker.kernel_id = holder.kernel_id
-    taker.parent = ManyKernels()
-    taker.parent.adopting.add(holder.kernel_id)
-    await taker.start_kernel()
-    assert [each.takes_away for each in service.called("adopt")] == [False]
     await taker.shutdown_kernel(now=True)
     await holder.shutdown_kernel(now=True)
 
@@ -540,9 +418,3 @@ async def test_there_is_no_kernel_during_a_launch(service: FakeService, tmp_path
     await restarting
     assert await km.is_alive()
     await km.shutdown_kernel(now=True)
-
-
-async def test_a_kernelspec_without_a_command_is_refused(service: FakeService, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="argv is empty or not a list of texts"):
-        await manager(tmp_path, argv=[]).start_kernel()
-    assert not service.called("start")

@@ -15,7 +15,7 @@ from traitlets.config import Config
 from kit.fakes.service import FakeService
 from kit.jupyter.kernel_managers import manager, the_start
 from kit.jupyter.kernelspecs import kernelspecs
-from roost.provisioners import RoostProvisioner, foreign_variables
+from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
 from roost.scheduler.backends.registry import backend_names, get_spec
 from roost.scheduler.client.client import disconnect
@@ -61,47 +61,6 @@ async def test_a_malformed_kernelspec_starts_nothing(
     with pytest.raises(ConfigError, match=f"In {tmp_path}/kernels/roosted/kernel.json {said}"):
         await km.start_kernel()
     assert not service.calls
-
-
-@pytest.mark.parametrize(
-    ("config", "env", "timeout_s"),
-    [
-        ({}, {"EG_KERNEL_LAUNCH_TIMEOUT": "120"}, 120),
-        ({}, {"GP_LAUNCH_TIMEOUT": " 90 "}, 90),
-        ({"launch_timeout": 30}, {"RP_KERNEL_LAUNCH_TIMEOUT": "120"}, 30),
-        ({}, {"EG_KERNEL_LAUNCH_TIMEOUT": "120", "KERNEL_LAUNCH_TIMEOUT": "40"}, 40),
-        ({}, {"EG_KERNEL_LAUNCH_TIMEOUT": ""}, 60),
-    ],
-)
-async def test_a_launch_timeout_of_another_gateway_counts_if_roost_has_none(
-    service: FakeService, tmp_path: Path, config: dict[str, Any], env: dict[str, str], timeout_s: float
-) -> None:
-    km = manager(tmp_path, config=config, env=env)
-    await km.start_kernel()
-    assert the_start(service).launch_timeout_s == timeout_s
-    await km.shutdown_kernel(now=True)
-
-
-async def test_settings_of_another_gateway_are_named_once_without_their_values(
-    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(foreign_variables, "_reported", set())
-    names = (
-        "EG_YARN_ENDPOINT",
-        "GP_IMAGE_NAME",
-        "EG_PORT",
-        "EG_IP",
-        "EG_MAX_KERNELS",
-        "RP_REMOTE_PWD",
-        "EG_OWN",
-    )
-    for folder in ("one", "two"):
-        km = manager(tmp_path / folder, env=dict.fromkeys(names, "hush"))
-        await km.start_kernel()
-        await km.shutdown_kernel(now=True)
-    (logged,) = [each.getMessage() for each in caplog.records if "does not read" in each.getMessage()]
-    assert "EG_IP, EG_MAX_KERNELS, EG_PORT, EG_YARN_ENDPOINT, GP_IMAGE_NAME and 1 more" in logged
-    assert "hush" not in logged
 
 
 async def test_a_kernelspec_names_its_cluster(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,65 +4,35 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import zmq
-from kubernetes.client import Configuration
 
-from kit.machine.bad_files import BAD_FILES
-from kit.machine.cases import find_wrong
-from roost.bench.trace_files import read_nodes, read_trace
+from roost.bench.trace_files import read_trace
 from roost.launchers.daemon.file_input import take_json
-from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import load_lease
-from roost.scheduler.backends.agent_per_kernel.pod_agent import read_address
-from roost.scheduler.backends.agent_per_node.agents import AgentPool
-from roost.scheduler.backends.base import Backend
-from roost.scheduler.backends.dask.join import resolve
-from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.backends.key_pair import load_key_pair
-from roost.scheduler.backends.kubernetes.api import _read_configuration
 from roost.scheduler.backends.kubernetes.pod_spec import PodTemplate
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.backends.spec import RequestOption
 from roost.scheduler.backends.yarn.hadoop_conf import find_web_addresses, read_site
-from roost.scheduler.backends.yarn.rest import _read_password
 from roost.scheduler.cli.options import read_json
 from roost.scheduler.config.files import load_settings
-from roost.scheduler.core.backend_access import BackendAccess
-from roost.scheduler.core.ended_kernels import EndedKernels
-from roost.scheduler.core.ender import KernelEnder
-from roost.scheduler.core.kernel_table import KernelTable
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.input_files import read_input_yaml
 from roost.scheduler.policies.loader import find_policy, load_policy
 from roost.scheduler.policies.offline import read_snapshot
-from roost.scheduler.policies.recent_requests import RecentRequests
-from roost.scheduler.service.server import scheduler_name
 
-USERS_FILES: Mapping[str, Callable[[str], object]] = {
+READERS: Mapping[str, Callable[[str], object]] = {
     "snapshot.json": read_snapshot,
     "trace.csv": read_trace,
-    "nodes.csv": read_nodes,
     "policy.py": lambda path: load_policy("p", lambda: find_policy(f"{path}:Policy")),
     "config.json": lambda path: load_settings("local", {"config_file": path}),
-    "config.py": lambda path: load_settings("local", {"config_file": path}),
-    "scheduler.json": lambda path: resolve(RoostDaskBackend(address=path)),
     "pod.yaml": lambda path: PodTemplate(RoostKubernetesBackend(image="a", pod_template=path)),
-    "kubeconfig": lambda path: _read_configuration(Configuration(), path, ""),
-    "yarn-site.xml": lambda path: read_site(os.path.dirname(path)),
-    "password": _read_password,
-    "identity.json": lambda path: load_key_pair(path, name="ray", section="RoostRayBackend"),
 }
-"""The readers of users' and operators' files, with the names of the files."""
-
-
 LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 9}]\n" for n in range(9))
 """A short YAML text with 10^9 items."""
 
@@ -76,42 +46,7 @@ def find_refusal(read: Callable[[], object]) -> str:
     return ""
 
 
-def make_ender(file: Path) -> KernelEnder:
-    return KernelEnder(cast(BackendAccess, None), cast(KernelTable, None), Timers(), file)
-
-
-SERVICES_FILES: Mapping[str, Callable[[Path], object]] = {
-    "requests.json": lambda file: RecentRequests(file, clock=lambda: 0.0),
-    "ends.json": lambda file: make_ender(file)._due,
-    "ended.json": lambda file: EndedKernels(Timers(), file),
-    "drained.json": lambda file: BackendAccess(cast(Backend, None), Agents(), file).draining,
-    "name.json": lambda file: scheduler_name(file.parent),
-    "agents.json": lambda file: AgentPool(file, Agents(), cast(Any, None), AgentSettings()),
-}
-
-
-@pytest.mark.parametrize("name", USERS_FILES)
-def test_a_bad_file_of_a_user_is_one_sentence(tmp_path: Path, name: str) -> None:
-    """Some of these are good files, such as an empty configuration."""
-
-    def check(kind: str) -> None:
-        folder = tmp_path / kind
-        folder.mkdir(mode=0o700)
-        path = folder / name
-        BAD_FILES[kind](path)
-        if kind == "brackets" and name in ("pod.yaml", "kubeconfig"):
-            path.write_text("[\n" * 200_000)  # PyYAML takes seconds for as many in one line
-        if not path.is_symlink():
-            path.chmod(0o600)
-        refusal = find_refusal(lambda: USERS_FILES[name](str(path)))
-        assert "\n" not in refusal
-        assert len(refusal) < 1_000
-        assert refusal or path.is_file()
-
-    assert find_wrong(BAD_FILES, check) == []
-
-
-@pytest.mark.parametrize("name", ["snapshot.json", "trace.csv", "policy.py", "config.json", "pod.yaml"])
+@pytest.mark.parametrize("name", READERS)
 def test_the_file_of_a_user_may_be_a_link(tmp_path: Path, name: str) -> None:
     good = {
         "snapshot.json": '{"nodes": [{"id": "a"}]}',
@@ -122,26 +57,7 @@ def test_the_file_of_a_user_may_be_a_link(tmp_path: Path, name: str) -> None:
     }
     (tmp_path / "target").write_text(good[name])
     (tmp_path / name).symlink_to("target")
-    assert USERS_FILES[name](str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", SERVICES_FILES)
-async def test_a_bad_file_of_the_service_is_put_aside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    def check(kind: str) -> None:
-        file = tmp_path / kind / name
-        file.parent.mkdir()
-        BAD_FILES[kind](file)
-        SERVICES_FILES[name](file)
-        aside = [record for record in caplog.records if f"{file} is put aside" in record.getMessage()]
-        if kind in ("types", "infinite") and name == "ends.json":  # an object without launches
-            assert not aside
-        else:
-            assert len(aside) == 1
-            assert os.path.lexists(file.with_suffix(".unreadable"))
-
-    assert find_wrong(BAD_FILES, check) == []
+    assert READERS[name](str(tmp_path / name))
 
 
 def test_a_key_pair_may_be_a_link_and_must_fit(tmp_path: Path) -> None:
@@ -168,12 +84,6 @@ def test_deep_nesting_in_a_text_is_no_other_error() -> None:
         load_lease(deep)
     with pytest.raises(ConfigError, match="must be"):
         RequestOption(name="gpus", kind=int, help="a number").read(deep)
-
-
-def test_a_bad_announcement_of_a_pod_is_none(tmp_path: Path) -> None:
-    for content in ("{}", '{"endpoint": 7}', '{"endpoint": "x", "keys": {}}', "["):
-        (tmp_path / "ready.json").write_text(content)
-        assert read_address(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from .sweep import sweep
 
 NAME = "roost"
 PROTOCOL = 1
-"""The version of the messages between these plugins and roost's scheduler. An older plugin is replaced."""
+"""The version of the messages between these plugins and roost's scheduler. Plugins of another one are left alone."""
 _WISH_S = 10.0
 """How long a claim that was refused because of running tasks keeps its place for a retry."""
 _ASK_S = 5.0
@@ -70,12 +70,12 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         self._tasks: set[asyncio.Task[Any]] = set()
         before = scheduler.plugins.get(NAME)
         if before is not None:  # the plugin of an earlier version, which hands its leases over
-            fields = SlotLease.__dataclass_fields__  # without those of a newer version
+            fields = SlotLease.__dataclass_fields__  # its leases are of another class, sent with its code
             for held in before.ledger.leases.values():
                 values = {name: getattr(held, name) for name in fields}
                 self.ledger.leases[held.lease_id] = SlotLease(**values)
             self.agents, self.idle_timeout = dict(before.agents), before.idle_timeout
-            self.clients = list(getattr(before, "clients", ()))
+            self.clients = list(before.clients)
             self.number = before.number
         for worker in list(scheduler.workers):  # they report again, because the worker plugin is replaced too
             self.add_worker(scheduler, worker)

@@ -16,12 +16,9 @@ import pytest
 import kit
 from kit.clusters.dask.lease_records import Slow, hold, most_at_once, sweep, whole
 from kit.clusters.faults import ClusterWorld, read_command, until
-from kit.jupyter.notebook import Notebook, held_by
+from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
-from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
-from roost.scheduler.errors import RoostError
-from roost.scheduler.messages import Kernel
 from roost.testing import deadlines
 from roost.testing.clusters.cluster_folder import END_TIMEOUT_S, answers
 from roost.testing.clusters.dask_machines import DaskMachines, Machine, why_not
@@ -70,33 +67,6 @@ class DaskWorld(ClusterWorld):
         """Disconnect the operator's client. Tests do so before they end Dask's scheduler."""
         await self.dask.close()
 
-    async def refusal(self, within_s: float = 30, **asked: Any) -> str:
-        """Wait until the service refuses a request with the amounts `asked`, and return the reason."""
-
-        async def find_refusal() -> dict[str, Any] | None:
-            decision = await service().explain(Request(**asked))
-            return None if decision["placement"] else decision
-
-        decision = await deadlines.until(find_refusal, "the service refuses the request", within_s)
-        assert not decision["is_never"]
-        return f"{decision['reason']} {decision['refusals']}"
-
-    async def has_room(self, **asked: Any) -> None:
-        """Wait until the service has room for a request with the amounts `asked`."""
-        problem = ""
-
-        async def is_there() -> bool:
-            nonlocal problem
-            try:
-                decision = await service().explain(Request(**asked))
-            except RoostError as error:
-                problem = str(error)
-                return False
-            problem = "there is no room"
-            return bool(decision["placement"])
-
-        await deadlines.until(is_there, lambda: f"the service has room: {problem}", 30, 0.1)
-
 
 @pytest.fixture
 async def start_world(
@@ -140,22 +110,7 @@ def service() -> Client:
     return connect("dask")
 
 
-async def kernel_of(notebook: Notebook) -> Kernel:
-    return await service().kernel(notebook.manager.kernel_id)
-
-
 Begin = Callable[..., Any]
-
-
-async def test_the_service(start_world: Begin) -> None:
-    world = await start_world(PAIR)
-    notebook = await world.open(gpus=0.5)
-    before = held_by(await kernel_of(notebook))
-    kill(*daemon_pids(world.home, "scheduler"))
-    await world.lives(notebook)
-    assert held_by(await kernel_of(notebook)) == before
-    await notebook.interrupt()
-    await world.lives(notebook)
 
 
 async def test_a_worker_under_a_stream_of_tasks(start_world: Begin) -> None:
@@ -191,7 +146,7 @@ async def test_nannies(start_world: Begin) -> None:
     split = world.cluster.hosts[0].address
     notebook = await world.open(gpus=1)
     other = await world.open(cpus=0.5, gpus=1)
-    (device,) = (await kernel_of(notebook)).device_ids
+    (device,) = (await world.kernel_of(notebook)).device_ids
     await asyncio.to_thread(world.cluster.kill_nanny, split, int(device))
     await asyncio.sleep(3)
     assert await notebook.value("mine") == "42"

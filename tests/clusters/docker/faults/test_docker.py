@@ -30,10 +30,6 @@ ROUNDS = int(os.environ.get("ROOST_OUTAGES", "4"))
 SEED = int(os.environ.get("ROOST_OUTAGES_SEED", time.time_ns() % 1_000_000))
 
 
-async def test_the_scheduler_service(docker_world: DockerWorld) -> None:
-    await docker_world.outlives_service(gpus=1)
-
-
 async def test_the_agent(docker_world: DockerWorld) -> None:
     notebook = await docker_world.open()
     agent = min(docker_world.engine.contained(), key=lambda process: process.create_time())

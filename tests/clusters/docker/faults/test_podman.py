@@ -23,10 +23,6 @@ def engine_of_world() -> str:
     return "podman_engine"
 
 
-async def test_the_scheduler_service(docker_world: DockerWorld) -> None:
-    await docker_world.outlives_service()
-
-
 async def test_the_engine(docker_world: DockerWorld) -> None:
     """Kernels live, also once the engine is back. No kernel starts meanwhile."""
     notebook = await docker_world.open()

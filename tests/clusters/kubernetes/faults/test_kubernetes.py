@@ -22,10 +22,6 @@ from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.testing.deadlines import allow_s
 
 
-async def test_the_scheduler_service(kubernetes_world: KubernetesWorld) -> None:
-    await kubernetes_world.outlives_service(gpus=1)
-
-
 async def test_the_service_while_a_pod_is_pending(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.service().up()
     kubernetes_world.cluster.pause("n2/kubelet")
@@ -157,23 +153,6 @@ async def test_the_kubelet(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.has_room(labels=SPARE)
     say("room again after", started_at)
     await kubernetes_world.lives(notebook, await kubernetes_world.open(labels=SPARE))
-
-
-@pytest.mark.long
-async def test_containerd(kubernetes_world: KubernetesWorld) -> None:
-    notebook = await kubernetes_world.open(labels=SPARE)
-    kubernetes_world.cluster.kill("n2/containerd")
-    await asyncio.sleep(3)
-    try:
-        assert await notebook.value("mine") == "42"
-    finally:
-        kubernetes_world.cluster.start("n2/containerd")
-    started_at = time.monotonic()
-    await kubernetes_world.has_room(labels=SPARE)
-    other = await kubernetes_world.open(labels=SPARE)
-    say("next kernel after", started_at)
-    await asyncio.sleep(3)
-    await kubernetes_world.lives(notebook, other)
 
 
 @pytest.mark.long

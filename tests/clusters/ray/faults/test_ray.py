@@ -29,7 +29,7 @@ from kit.jupyter.kernelspecs import (
     search_one_folder,
     write_kernelspec,
 )
-from kit.jupyter.notebook import Notebook, held_by
+from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
@@ -114,24 +114,6 @@ def groups(address: str, remove: str = "") -> list[str]:
 
 def agents(cluster: Raylets) -> list[psutil.Process]:
     return [one for one in cluster.processes() if "roost.launchers.agent.main" in read_command(one)]
-
-
-async def test_the_scheduler_service(notebooks: Callable[..., object], raylets_runtime_dir: Path) -> None:
-    notebook = await notebooks(gpus=0.5)
-    await notebook.run("import os, time; mine = 42")
-    before = held_by(await service().kernel(notebook.manager.kernel_id))
-    kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
-    assert await notebook.value("mine") == "42"
-
-    async def is_held_again() -> bool:
-        with contextlib.suppress(BackendUnavailable):  # the next service joins Ray first
-            kernel = await service().kernel(notebook.manager.kernel_id)
-            return kernel.state != "unknown" and held_by(kernel) == before
-        return False
-
-    await until(is_held_again, "the next service finds the kernel with its lease")
-    await notebook.interrupt()
-    assert await notebook.value("mine") == "42"
 
 
 async def test_the_agent(notebooks: Callable[..., object], raylets: Raylets) -> None:
@@ -295,7 +277,7 @@ time.sleep(600)
 """
 
 
-async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
+async def test_a_waiting_kernel_says_how_many_gpus_actors_hold(
     raylets_runtime_dir: Path, raylets: Raylets
 ) -> None:
     """Actors have three of four GPUs. The explanation says so, and the notebook's text is made from it."""
@@ -310,16 +292,13 @@ async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
         async def find_others() -> dict[str, Any] | None:
             nonlocal decision
             decision = await service().explain(Request(gpus=2))
-            others = decision.get("others") or {"amount": 0, "holders": []}
-            return others if (others["amount"], len(others["holders"])) == (3, 3) else None
+            others = decision.get("others") or {"amount": 0}
+            return others if others["amount"] == 3 else None
 
-        # Raylets report one after the other, and holders are named if Ray answers in 0.2 s.
-        others = await until(find_others, lambda: f"the actors are named: {decision}", 60, 0.1)
+        # Raylets report one after the other.
+        others = await until(find_others, lambda: f"the actors are counted: {decision}", 60, 0.1)
         assert (others["resource"], others["amount"], others["of"]) == ("gpus", 3, 4)
-        held_by = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
-        assert others["text"].startswith(f"{held_by} (Trainer of job ")
-        assert len(others["holders"]) == 3
-        assert all(", pid " in each for each in others["holders"])
+        assert others["text"] == "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
     finally:
         actors.kill()
         await actors.communicate()

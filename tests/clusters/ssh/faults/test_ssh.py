@@ -116,22 +116,6 @@ async def test_a_killed_agent(ssh_world: SshWorld) -> None:
     assert agent.pid not in [each.pid for each in ssh_world.agents(HOST)]
 
 
-async def test_a_killed_service(ssh_world: SshWorld) -> None:
-    notebook = await ssh_world.open(**on_host(HOST))
-    cell = notebook.client.execute("for i in range(40):\n    print(i, flush=True)\n    time.sleep(0.1)")
-    before = held_by(await ssh_world.kernel_of(notebook))
-    ssh_world.kill_service()
-    assert held_by(await ssh_world.kernel_of(notebook)) == before
-    printed = ""
-    while not printed.endswith("39\n"):
-        message = await notebook.client.get_iopub_msg(timeout=allow_s(30))
-        if message["msg_type"] == "stream" and message["parent_header"]["msg_id"] == cell:
-            printed += message["content"]["text"]
-    assert printed == "".join(f"{i}\n" for i in range(40))
-    await ssh_world.lives(notebook)
-    await notebook.interrupt()
-
-
 async def test_a_host_that_is_cut_off(ssh_world: SshWorld) -> None:
     """It is unreachable, not dead: nothing is restarted, and the kernel answers when the host is back."""
     notebook, kept = await ssh_world.open(**on_host(HOST)), await ssh_world.open(**on_host("n1"))

@@ -15,13 +15,8 @@ from kit.jupyter.notebook import held_by
 from kit.machine.daemons import wait_gone
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
-"""How long the ResourceManager is away."""
 LATE_S = 30.0
 """How long a busy machine may need for a step that usually takes a few seconds."""
-
-
-async def test_the_scheduler_service(yarn_world: YarnWorld) -> None:
-    await yarn_world.outlives_service(gpus=1)
 
 
 async def test_the_service_and_a_master_while_a_container_is_pending(yarn_world: YarnWorld) -> None:
@@ -99,7 +94,6 @@ async def test_the_application_ended_by_hand(yarn_world: YarnWorld) -> None:
     await yarn_world.lives(*notebooks)
 
 
-@pytest.mark.long
 async def test_the_master(yarn_world: YarnWorld) -> None:
     """Kernels live, the master's next attempt takes over, and starts go on, even if the service dies as well."""
     notebooks = [await yarn_world.open(gpus=1)]
@@ -135,8 +129,7 @@ async def test_the_master_with_a_new_kernel(yarn_world: YarnWorld) -> None:
     await yarn_world.lives(notebook, other)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("away_s", [3.0, 20.0])
+@pytest.mark.parametrize("away_s", [3.0, pytest.param(20.0, marks=pytest.mark.long)])
 async def test_the_resource_manager(yarn_world: YarnWorld, away_s: float) -> None:
     """Kernels live. New starts are refused, and starts that wait go on once the ResourceManager is back."""
     kept, stopped = await yarn_world.open(gpus=1), await yarn_world.open(**SPARE, cpus=2)
@@ -181,18 +174,3 @@ async def test_the_resource_manager(yarn_world: YarnWorld, away_s: float) -> Non
     await until(lambda: len(yarn_world.held()) == 3, "the container of the stopped kernel ends")
     await yarn_world.lives(kept, waiting, other)
     await yarn_world.restart(kept)
-
-
-@pytest.mark.long
-async def test_an_idle_master_leaves(yarn_world: YarnWorld) -> None:
-    """A master without kernels ends `idle_exit_s` after its service."""
-    yarn_world.configure_service(idle_exit_s=5.0)
-    notebook = await yarn_world.open()
-    await notebook.close()
-    yarn_world.opened.remove(notebook)
-    yarn_world.kill_service()
-    killed_at = time.monotonic()
-    await until(lambda: not yarn_world.masters(), "the master ends", LATE_S)
-    say("the master has left after", killed_at)
-    await yarn_world.open()
-    assert len(yarn_world.masters()) == 1

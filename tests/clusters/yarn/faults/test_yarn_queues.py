@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 
 import pytest
 
 from kit.clusters.faults import say, until
 from kit.clusters.hadoop_nodes import Machine
-from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld, signal_all
+from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld
 from roost.scheduler.messages import Event
 from roost.testing.deadlines import allow_s
 
@@ -78,39 +77,6 @@ async def test_starts_that_are_withdrawn(open_yarn_world: OpenYarnWorld) -> None
         await kept.close()
         world.opened.remove(kept)
         await until(lambda: (cores(world), world.held()) == (1, {}), "only the master is left")
-
-
-async def test_grants_that_cross_a_withdrawal(open_yarn_world: OpenYarnWorld) -> None:
-    """A stopped master goes on, gets YARN's grant and the withdrawal at the same time, and leaves nothing."""
-    async with open_yarn_world({}, ONE_NODE) as world:
-        for _ in range(3):
-            kept, withdrawn = await world.open(cpus=5), world.notebook(cpus=4)
-            await world.until_known(kept)
-            opening = asyncio.create_task(withdrawn.open())
-            await world.waits_for("no node has room")
-            await until(lambda: asks(world) == 1, "YARN knows the ask")
-            masters, processes = world.master_processes(), world.processes(kept)
-            signal_all(masters, signal.SIGSTOP)
-            try:
-                signal_all(processes, signal.SIGKILL)
-                await until(lambda: cores(world) == 1 + 4, "YARN grants the container", LATE_S)
-                opening.cancel()
-                await asyncio.sleep(1)
-            finally:
-                signal_all(masters, signal.SIGCONT)
-            resumed_at = time.monotonic()
-            await asyncio.wait([opening], timeout=allow_s(LATE_S))
-            await world.ended(kept, LATE_S)
-            for notebook in (kept, withdrawn):
-                world.opened.remove(notebook)
-            await kept.close()
-            await until(
-                lambda: (cores(world), asks(world), world.held()) == (1, 0, {}),
-                "only the master is left",
-                LATE_S,
-            )
-            say("all was given back after", resumed_at)
-            assert await world.service().kernels() == []
 
 
 async def test_a_node_manager_that_is_silent(open_yarn_world: OpenYarnWorld) -> None:

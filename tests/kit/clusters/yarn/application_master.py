@@ -130,13 +130,14 @@ class YarnMaster:
 
     # The connection
 
-    async def connect(self, *, attempt: int = 1) -> None:
-        """Connect to the master of this attempt or a later one, subscribe, and send it the containers' archive."""
+    async def connect(self) -> None:
+        """Connect to the master, subscribe, and send it the containers' archive."""
 
         async def is_there() -> bool:
             with contextlib.suppress(Disconnected, Refused, OSError, asyncio.TimeoutError):
                 await self._connect()
-                return (await self.hello()).attempt >= attempt
+                await self.hello()
+                return True
             return False
 
         await until(is_there, lambda: f"the master answers: {self.report()}\n{self.log()}", WAIT_S)
@@ -208,11 +209,6 @@ class YarnMaster:
     async def await_state(self, ask: Ask, state: str) -> Container:
         await self.until(lambda: state in self.states(ask), f"the container is {state}")
         return next(each for each in self.reports(ask) if each.state == state)
-
-    async def await_known(self, *asks: Ask) -> None:
-        """Wait until the ResourceManager knows that these containers run. Earlier they would end with their master."""
-        expected = {(await self.await_state(ask, "started")).container_id for ask in asks}
-        await self.until(lambda: expected <= self.cluster.launched(), "YARN knows that the containers run")
 
     async def await_event(self, kind: str) -> MasterEvent:
         await self.until(lambda: any(event.kind == kind for event in self.events), f"an event `{kind}` comes")

@@ -18,9 +18,10 @@ TEST = "def test_it():\n    assert True\n"
     [
         (["placement/__init__.py", "docs/ray.md"], []),
         (["scheduler/backends/yarn/cluster.py"], ["yarn"]),
-        (["tests/clusters/ssh/test_ssh_hosts.py"], ["ssh"]),
+        (["tests/clusters/ssh/test_ssh_contact.py"], ["ssh"]),
         (["tests/kit/clusters/kubelets/cluster.py"], ["kubernetes"]),
         (["launchers/zygote/loop.py"], ["forks"]),
+        (["provisioners/provisioner.py"], ["servers"]),
         (
             ["scheduler/backends/agent_per_node/backend.py", "scheduler/backends/dask/join.py"],
             ["dask", "ray"],

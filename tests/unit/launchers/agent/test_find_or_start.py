@@ -1,8 +1,9 @@
-"""A running agent is used again, or is replaced if its settings differ or its version is older."""
+"""A running agent is used again, or replaced if its settings differ or it is older; not one of another protocol."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,16 @@ import pytest
 
 from kit.machine.daemons import agent_folder
 from kit.machine.real_agent import agent_pid
-from roost.launchers.agent.find_or_start import find_differences, find_or_start_agent, is_older
+from roost.launchers.agent import find_or_start
+from roost.launchers.agent.find_or_start import find_differences, find_or_start_agent
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, Lease, Owner, Reserve
 from roost.launchers.protocol.shared_values import VERSION
 from roost.placement.model import Request
-from roost.placement.model.json_codec import WireError
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request())
@@ -71,7 +73,7 @@ async def test_another_interpreter_replaces_an_agent_without_a_lease(agent: Agen
 
 
 async def test_an_older_agent_with_a_lease_passes_its_settings_on(
-    agent: AgentClient, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+    agent: AgentClient, runtime_dir: Path
 ) -> None:
     pid = agent_pid()
     await agent.reserve(Reserve(lease=LEASE, linger_s=60))
@@ -79,16 +81,9 @@ async def test_an_older_agent_with_a_lease_passes_its_settings_on(
     announced["version"] = "0.0.0"
     announced["settings"]["of_old"] = 1
     write_private_json(agent_folder(runtime_dir) / "ready.json", announced)
-    holdings = AgentClient.holdings
-
-    async def unknown(client: AgentClient) -> None:
-        raise WireError("Holdings lacks a field")
-
-    monkeypatch.setattr(AgentClient, "holdings", unknown)
     cpus, next_pid = await cpus_and_pid(AgentSettings(cpus=1, idle_exit_s=60))
     assert cpus == 4
     assert next_pid != pid
-    monkeypatch.setattr(AgentClient, "holdings", holdings)
     again = await connect(SETTINGS)
     assert len((await again.holdings()).leases) == 1
     await again.close()
@@ -110,11 +105,25 @@ def test_settings_that_one_version_lacks_are_no_difference() -> None:
     assert find_differences({**old, "gpus": 1}, SETTINGS) == {"gpus": 1}
 
 
-def test_a_newer_agent_is_refused() -> None:
-    with pytest.raises(DaemonError, match="upgrade"):
-        is_older({"version": "99.0", "protocol": 99})
-
-
-def test_an_agent_with_an_older_protocol_is_older() -> None:
-    assert is_older({"version": VERSION, "protocol": PROTOCOL - 1})
-    assert not is_older({"version": VERSION, "protocol": PROTOCOL})
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL + 1])
+async def test_an_agent_of_another_protocol_is_left_alone(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    folder = agent_folder(runtime_dir)
+    for name, started_at in (("a", start_time(os.getpid())), ("ended", 1.0)):
+        (folder / "kernels" / name).mkdir(parents=True)
+        record = {"kernel_id": name, "pid": os.getpid(), "process_started_at": started_at, "more": 1}
+        write_private_json(folder / "kernels" / name / "record.json", record)
+    (folder / "kernels" / "damaged").mkdir()
+    (folder / "kernels" / "damaged" / "record.json").write_text("{}")
+    keys = {"server": "", "public": "", "secret": ""}
+    announced = {"endpoint": "ipc:///nowhere", "keys": keys, "version": "9", "pid": 7, "settings": {}}
+    monkeypatch.setattr(find_or_start, "ensure", lambda *_, **__: {**announced, "protocol": protocol})
+    with pytest.raises(
+        DaemonError, match=f"`kill 7 {os.getpid()}` there ends it and its kernels a$"
+    ) as refusal:
+        await find_or_start_agent(SETTINGS)
+    assert f"is roost 9, whose protocol is not that of roost {VERSION};" in str(refusal.value)
+    (folder / "kernels" / "a" / "record.json").unlink()
+    with pytest.raises(DaemonError, match=r"`kill 7` there ends it: it has no kernel$"):
+        await find_or_start_agent(SETTINGS)

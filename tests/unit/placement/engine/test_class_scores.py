@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from roost.placement import Device, Node, Pipeline, Request, Snapshot
 from roost.placement.pipeline import DEFAULT_FILTERS
-from roost.placement.rules.filters import HasGpus, HasLabels, HasMemory
+from roost.placement.rules.filters import HasLabels, HasMemory
 from roost.placement.rules.scorers import Near
 from roost.placement.tables.snapshot import BoolArray, FloatArray
 
@@ -66,27 +64,7 @@ def test_models_memory_and_cpus_can_be_asked_for_together() -> None:
     assert _places(request, *DEFAULT_FILTERS, snapshot=Snapshot.of(nodes)) == ["b"]
 
 
-@pytest.mark.parametrize(
-    ("gpus", "models", "expected"),
-    [(1, (), "abc"), (2, (), "a"), (0.5, ("T4",), "ab"), (1, ("T4",), "a"), (2, ("T4",), ""), (3, (), "")],
-)
-def test_a_node_needs_all_devices_and_all_amounts(
-    gpus: float, models: tuple[str, ...], expected: str
-) -> None:
-    request = Request(gpus=gpus, gpu_models=models, cpus=1, memory_bytes=1)
-    assert sorted(_places(request, *DEFAULT_FILTERS)) == list(expected)
-    assert sorted(_places(request, HasGpus())) == list(expected)
-    assert _places(replace(request, cpus=9), *DEFAULT_FILTERS) == []
-    assert _places(replace(request, memory_bytes=101), *DEFAULT_FILTERS) == []
-
-
 def test_bytes_are_exact_beyond_what_floats_hold() -> None:
     nodes = Snapshot.of([Node(id="a", memory_bytes=16 * PIB)])
     assert _places(Request(memory_bytes=16 * PIB), *DEFAULT_FILTERS, snapshot=nodes) == ["a"]
     assert _places(Request(memory_bytes=16 * PIB + 1), *DEFAULT_FILTERS, snapshot=nodes) == []
-
-
-def test_a_cluster_without_devices() -> None:
-    nodes = Snapshot.of([Node(id="a", cpus=4)])
-    assert _places(Request(gpus=1), *DEFAULT_FILTERS, snapshot=nodes) == []
-    assert _places(Request(cpus=1), *DEFAULT_FILTERS, snapshot=nodes) == ["a"]

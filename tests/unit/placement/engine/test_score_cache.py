@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import cloudpickle
-import numpy as np
 import pytest
 
 from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
@@ -72,54 +71,6 @@ def test_only_changed_nodes_are_scored_again() -> None:
     third = second.apply([_node("a", 5)])
     assert scores(third) == [5, 7, 2]
     assert scores.asked == [("a", "b", "c"), ("a", "b")]
-
-
-def test_nodes_that_come_and_go_move_the_others() -> None:
-    scores, snapshot = Watched(), _nodes("bdf")
-    scores(snapshot)
-    changed = snapshot.apply([_node("d", 8)])
-    grown = changed.apply([_node("a", 9), _node("e", 6)])
-    shrunk = grown.apply([_node("c", 5)], removed=["b", "e"])
-    assert shrunk.nodes == ("a", "c", "d", "f")
-    assert scores(shrunk) == [9, 5, 8, 2]
-    assert scores.asked == [("b", "d", "f"), ("a", "c", "d")]
-
-
-def test_a_node_that_goes_and_comes_back_is_new() -> None:
-    scores, snapshot = Watched(), _nodes("ab")
-    scores(snapshot)
-    assert scores(snapshot.apply(removed=["a"]).apply([_node("a", 4)])) == [4, 1]
-    assert scores.asked[1:] == [("a",)]
-
-
-def test_a_cluster_that_is_empty_for_a_while() -> None:
-    scores, snapshot = Watched(), _nodes("ab")
-    scores(snapshot)
-    empty = snapshot.apply(removed=["a", "b"])
-    assert scores(empty.apply([_node("c", 3)])) == [3]
-    again, start = Watched(), Snapshot.of([])
-    assert again(start) == []
-    assert again(start.apply([_node("c", 3)])) == [3]
-
-
-def test_an_older_snapshot_is_scored_apart_from_the_newer() -> None:
-    scores, older = Watched(), _nodes("abc")
-    newer = older.apply([_node("b", 7)])
-    scores(newer)
-    assert scores(older) == [0, 1, 2]
-    assert scores(newer) == [0, 7, 2]
-    assert scores.asked == [("a", "b", "c")] * 2
-
-
-def test_branches_do_not_mix() -> None:
-    scores, root = Watched(), _nodes("abc")
-    scores(root)
-    one, other = root.apply([_node("a", 7)]), root.apply([_node("b", 8)])
-    assert one.version == other.version
-    assert scores(one) == [7, 1, 2]
-    assert scores(other) == [0, 8, 2]
-    assert scores(one) == [7, 1, 2]
-    assert scores(other.apply([_node("c", 9)])) == [0, 8, 9]
 
 
 def test_a_node_that_becomes_stale_is_scored_again() -> None:
@@ -219,29 +170,3 @@ def test_several_threads_may_use_one_policy() -> None:
         thread.join(timeout=allow_s(60))
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
-
-
-def test_avoided_nodes_are_not_remembered() -> None:
-    mine, snapshot = get_policy("pack"), Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=4)])
-    avoided = mine.place(Request(cpus=1), snapshot, avoid={"a": "refused it"})
-    plain = mine.place(Request(cpus=1), snapshot)
-    assert avoided.placement is not None
-    assert plain.placement is not None
-    assert (avoided.placement.node_id, plain.placement.node_id) == ("b", "a")
-    assert not np.isinf(plain.placement.score)
-
-
-def test_custom_resources_are_part_of_the_class_and_follow_changes() -> None:
-    pack = get_policy("pack")
-    nodes = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8, resources={"licence": 1})])
-
-    def goes_to(request: Request) -> str:
-        placement = pack.place(request, nodes).placement
-        return placement.node_id if placement is not None else ""
-
-    plain, licensed = Request(cpus=1), Request(cpus=1, resources={"licence": 1})
-    assert (goes_to(plain), goes_to(licensed)) == ("a", "b")
-    taken = nodes.node("b").with_kernel(Request(resources={"licence": 0.5}))
-    for node, where in ((taken, ""), (replace(taken, resources={"licence": 2}), "b")):
-        nodes = nodes.apply([node])
-        assert (goes_to(plain), goes_to(licensed)) == ("a", where)

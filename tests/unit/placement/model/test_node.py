@@ -196,22 +196,6 @@ def test_the_promised_sum_limits_the_free_gpus() -> None:
     assert Node(id="a", devices=devices, gpus_promised=1.25).gpus_free == 0.75
 
 
-def test_a_kernel_added_and_removed_gives_the_same_node() -> None:
-    node = Node(id="a", cpus=4, memory_bytes=8 * GIB, devices=(Device(id="0"), Device(id="1", promised=0.3)))
-    node = replace(node, resources={"licence": 1, "tpu": 4}, resources_promised={"tpu": 0.3})
-    for request, ids in (
-        (Request(gpus=0.1, cpus=0.7), ["1"]),
-        (Request(gpus=1, memory_bytes=GIB), ["0"]),
-        (Request(resources={"licence": 0.1, "tpu": 0.1}), []),
-        (Request(cpus=1, owner="ada"), []),
-    ):
-        held = node.with_kernel(request, ids)
-        assert held.kernels == 1
-        assert held.without_kernel(request, ids) == node
-    assert node.with_kernel(Request(gpus=1), ["0"]).devices[0].promised == 1.0
-    assert node.without_kernel(Request(cpus=1)).cpus_promised == 0.0
-
-
 def test_kernels_are_counted_by_user() -> None:
     ada, bob = Request(owner="ada"), Request(owner="bob")
     node = Node(id="a", owners={"bob": 2, "eve": 0}).with_kernel(ada).with_kernel(ada).without_kernel(bob)

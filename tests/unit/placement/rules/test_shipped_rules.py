@@ -100,17 +100,6 @@ class TestPreferences:
         assert _placed("balanced", asked, idle, _node("b", cpus_used=16, warm=("/opt/py",))).node_id == "a"
         assert _placed("balanced", asked, idle, _node("b", warm=("/opt/r",))).node_id == "a"
 
-    @pytest.mark.parametrize(
-        "name", ["balanced", "pack", "spread", "fgd", "best_fit", "random", "round_robin"]
-    )
-    def test_tainted_nodes_take_only_requests_that_tolerate_them(self, name: str) -> None:
-        decision = get_policy(name).place(Request(cpus=1), Snapshot.of([_node("a", taints=("spot",))]))
-        assert decision.placement is None
-        assert decision.is_never
-        assert (
-            _placed(name, Request(cpus=1, tolerates=("spot",)), _node("a", taints=("spot",))).node_id == "a"
-        )
-
 
 class TestFgd:
     def test_takes_the_node_that_lowers_fragmentation(self) -> None:

@@ -291,10 +291,3 @@ async def test_a_malformed_kernelspec_is_an_error_with_its_reason(
         await kernels.start_kernel(kernel_name="bad")
     assert caught.value.status_code == 400
     assert kernels.list_kernel_ids() == []
-
-
-async def test_a_refused_start_does_not_keep_the_manager_from_stopping(kernels: Any, tmp_path: Path) -> None:
-    kernelspecs(tmp_path, "refused", config={"gpus": -1})
-    with pytest.raises(HTTPError, match="gpus"):
-        await kernels.start_kernel(kernel_name="refused")
-    await asyncio.wait_for(kernels.shutdown_all(), allow_s(60))

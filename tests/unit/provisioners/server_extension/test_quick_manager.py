@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from kit.fakes.service import FakeService
 from kit.jupyter.kernel_managers import manager
 from roost.provisioners.server_extension.quick_manager import make_quick
 from roost.scheduler.errors import NoNodeNow
-from roost.scheduler.messages import PORT_NAMES, Kernel, StartKernel
 
 
 @pytest.fixture
@@ -88,40 +86,6 @@ async def test_only_the_sockets_of_one_kernel_connect_again_soon() -> None:
             for stream in (km.connect_shell(), km.connect_iopub()):
                 assert (stream.socket.reconnect_ivl, stream.socket.reconnect_ivl_max) == expected
                 stream.close(linger=0)
-
-
-async def test_open_sockets_follow_the_kernel_to_other_ports(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path, ServerKernelManager)
-    make_quick(km)
-    await km.start_kernel()
-    streams = {
-        channel: getattr(km, f"connect_{channel}")() for channel in ("shell", "iopub", "control", "stdin")
-    }
-    closed = km.connect_hb()
-    closed.close(linger=0)
-
-    def start_elsewhere(start: StartKernel) -> Kernel:
-        assert km.is_restarting
-        ports = {name: getattr(start.connection, name) + 1_000 for name in PORT_NAMES}
-        connection = start.connection.with_ports(ports)
-        process = replace(
-            service.kernels[start.kernel_id].process, launch_id=start.launch_id, connection=connection
-        )
-        kernel = replace(
-            service.kernels[start.kernel_id], launch_id=start.launch_id, process=process, state="running"
-        )
-        service.kernels[start.kernel_id] = kernel  # its end is then reported for this launch
-        return kernel
-
-    service.answers["start"] = start_elsewhere
-    waiting = km.started
-    await km.restart_kernel(now=True)
-    assert (waiting.is_set(), km.is_restarting, km.started.is_set()) == (True, False, False)
-    for channel, stream in streams.items():
-        port = getattr(km, f"{channel}_port")
-        assert stream.socket.last_endpoint.rstrip(b"\0") == f"tcp://127.0.0.1:{port}".encode()
-        stream.close(linger=0)
-    await km.shutdown_kernel(now=True)
 
 
 async def test_a_restart_that_fails_is_over(service: FakeService, tmp_path: Path) -> None:

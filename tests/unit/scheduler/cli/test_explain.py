@@ -101,7 +101,7 @@ def test_texts_of_other_programs_cannot_colour_the_terminal(capsys: pytest.Captu
 
 
 def test_explain_names_others_that_hold_gpus(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
-    text = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start (Trainer of job 01)"
+    text = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
     client.others = {"text": text}
     out = " ".join(run(capsys, "explain", "--gpus", "1")[1].split())
     assert f"{text}." in out

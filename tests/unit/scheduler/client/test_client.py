@@ -25,7 +25,7 @@ from roost.scheduler.client.client import Client, connect
 from roost.scheduler.client.service_connection import ServiceConnection
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.client.this_owner import this_owner
-from roost.scheduler.errors import BackendUnavailable, Cancelled, ConfigError, NoNodeEver, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, ConfigError, NoNodeEver, UnknownKernel
 from roost.scheduler.messages import SERVICE_TIMEOUT, Event, Kernel, Owner, StartKernel
 from roost.testing.deadlines import allow_s
 
@@ -161,19 +161,6 @@ async def test_a_start_is_cancelled_as_soon_as_a_silent_service_answers(
     assert caplog.text.count("it is cancelled once the service answers") == 1
 
 
-def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, client: Client) -> None:
-    begun = hang_in_start(service)
-    call = client.start(a_start())
-    assert begun.wait(allow_s(60))
-    del service.answers["start"]
-    service.close()
-    service.serve()
-    assert call.result(allow_s(10)).id == "k"
-    first, second = service.called("start")
-    assert first.launch_id == second.launch_id == "l"
-    assert first.launch_timeout_s == second.launch_timeout_s == a_start().launch_timeout_s
-
-
 def test_a_start_that_names_no_time_has_that_of_the_service(service: FakeService, client: Client) -> None:
     """The deadline of the call follows, and a repeated start has only the rest of the time."""
     begun = hang_in_start(service)
@@ -303,7 +290,9 @@ def test_a_service_that_is_killed_while_it_starts_is_started_again(
     assert len(killed) == 2
 
 
-def test_a_repeated_start_says_since_when_it_waits(service: FakeService, client: Client) -> None:
+def test_a_start_is_repeated_after_a_loss_and_says_since_when_it_waits(
+    service: FakeService, client: Client
+) -> None:
     begun = hang_in_start(service)
     call = client.start(replace(a_start(), queue_timeout_s=3600.0))
     assert begun.wait(allow_s(60))
@@ -454,6 +443,15 @@ def test_an_older_service_is_asked_to_leave(service: FakeService, client: Client
     assert len(service.called("leave")) == 1
 
 
+def test_an_older_service_whose_agents_do_not_fit_is_left_alone(service: FakeService, client: Client) -> None:
+    service.version, service.agent_protocol = "0.0.1", 0
+    with pytest.raises(
+        BackendUnavailable, match=rf"stop its kernels with roost 0\.0\.1, or run `kill {os.getpid()}`"
+    ):
+        client.nodes().result(allow_s(5))
+    assert not service.called("leave")
+
+
 def test_a_newer_service_of_the_same_protocol_is_kept(service: FakeService, client: Client) -> None:
     service.version = "99.0"
     assert client.nodes().result(allow_s(5))
@@ -533,12 +531,6 @@ def test_another_address_in_the_environment_is_another_service(
         monkeypatch.setenv("RAY_ADDRESS", nowhere)
         assert connect("ray").options == {}
     assert len({*folders, service_folder("ray", {})}) == 3
-
-
-def test_a_cancelled_start_raises_cancelled(service: FakeService, client: Client) -> None:
-    service.answers["start"] = Cancelled("It was taken back.")
-    with pytest.raises(Cancelled):
-        client.start(a_start()).result(allow_s(5))
 
 
 def test_what_is_no_request_is_refused(client: Client) -> None:

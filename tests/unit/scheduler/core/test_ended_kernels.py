@@ -79,14 +79,6 @@ async def test_only_the_latest_are_kept_and_no_keys(tmp_path: Path, monkeypatch:
     assert "secret-key" not in (tmp_path / "ended.json").read_text()
 
 
-async def test_a_file_that_is_no_list_of_kernels_is_put_aside(tmp_path: Path) -> None:
-    file = tmp_path / "ended.json"
-    file.write_text('{"kernels": [{"id": 7}]}')
-    file.chmod(0o600)
-    assert EndedKernels(Timers(), file).find("k") is None
-    assert not file.exists()
-
-
 async def test_a_failed_next_start_does_not_hide_why_the_kernel_has_ended(tmp_path: Path) -> None:
     """Jupyter starts a lost kernel again and again, and while the cluster is away each of these starts fails."""
     async with fake_world(tmp_path) as w:

@@ -73,19 +73,6 @@ async def test_a_successor_reads_kernels_back(tmp_path: Path) -> None:
     await agent.close()
 
 
-async def test_a_successor_reads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = FakeAgent(tmp_path)
-    async with scheduler_on([agent]) as w:
-        await w.start("k")
-        await w.start("other")
-    asked: list[float] = []
-    monkeypatch.setattr(reconcile.Reconciler, "soon", lambda _, delay_s=0.0: asked.append(delay_s))
-    async with scheduler_on([agent]) as w:
-        assert {kernel.id for kernel in w.scheduler.kernels()} == {"k", "other"}
-        assert 0.0 not in asked, "what a reading finds is no reason for another one"
-    await agent.close()
-
-
 @pytest.mark.parametrize("tells", [True, False])
 async def test_an_agent_that_told_its_processes_with_its_leases_is_not_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool
@@ -309,50 +296,6 @@ async def test_a_repeated_start_goes_on_if_the_node_of_its_earlier_claim_ends(
     await agent.close()
 
 
-async def test_a_lease_that_nobody_claims_is_given_back(tmp_path: Path) -> None:
-    agent = FakeAgent(tmp_path)
-    async with scheduler_on([agent]) as w:
-        agent.hold("launch")
-        start = w.start("k", cpus=1)
-        await agent.called("launch")
-    with pytest.raises(asyncio.CancelledError):
-        await start
-    agent.held.clear()
-    async with scheduler_on([agent], SOON) as w:
-        assert w.kernel("k").state == "unknown"
-        await w.told("released")
-        assert w.leases() == []
-        assert w.kernel("k").reason == "its start was not repeated"
-    await agent.close()
-
-
-@pytest.mark.parametrize("is_known", [True, False])
-async def test_a_lease_whose_node_has_left_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
-) -> None:
-    async with fake_world(tmp_path, settings=SOON) as w:
-        await w.start("k", cpus=1)
-        (lease,) = (await w.backend.leases()).leases
-        release, released = w.backend.release, []
-
-        async def on_no_node() -> LeaseReading:
-            lost = replace(lease, node_id="", state="lost", reason="its node has left the cluster")
-            return LeaseReading(leases=(lost,))
-
-        async def note(lease: Lease) -> None:
-            released.append(lease.node_id)
-            await release(replace(lease, node_id="here"))
-
-        monkeypatch.setattr(w.backend, "leases", on_no_node)
-        monkeypatch.setattr(w.backend, "release", note)
-        if not is_known:
-            w.scheduler._table.records.clear()  # as for a successor
-        w.scheduler.reconciler.soon()
-        await w.told("released")
-        assert released == [""]
-        assert w.kernel("k").reason == "its lease is lost: its node has left the cluster"
-
-
 async def test_the_owner_that_only_a_slow_agent_knows_is_read_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, application: subprocess.Popen[bytes]
 ) -> None:
@@ -377,98 +320,6 @@ async def test_the_owner_that_only_a_slow_agent_knows_is_read_later(
             return w.kernel("k").owner != owner
 
         await w.until_not(is_unknown)
-
-
-async def test_another_schedulers_leases_are_left_alone(tmp_path: Path) -> None:
-    agent = FakeAgent(tmp_path, cpus=2)
-    async with scheduler_on([agent], name="one") as one, scheduler_on([agent], SOON, name="two") as two:
-        await one.start("a", cpus=1)
-        await two.start("b", cpus=1)
-        waiting = two.start("c", cpus=1)
-        await two.told("queued", "c")
-        assert [kernel.id for kernel in one.scheduler.kernels()] == ["a"]
-        two.scheduler.reconciler.soon()
-        await one.scheduler.stop("a", 0)
-        assert (await waiting).state == "running"
-    await agent.close()
-
-
-async def test_a_lost_agent_is_brought_back_and_read_again(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        for name in ("lives", "ends", "goes"):
-            await w.start(name, cpus=1)
-        await w.agent._server.close()
-        w.agent.kernels["ends"] = replace(w.agent.kernels["ends"], is_running=False, exit_code=7)
-        w.agent.kernels.pop("goes")
-        w.agent.ledger.release("roost:goes:s/1")
-        await asyncio.sleep(0.01)
-        w.agent._begin()
-        await w.told("exited", "ends")
-        await w.told("released", "goes")
-        assert w.kernel("lives").state == "running"
-        assert w.kernel("ends").exit_code == 7
-        assert w.kernel("goes").reason == "its lease is gone"
-
-
-async def test_what_was_given_back_does_not_come_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cluster manager may show a released lease for a moment, or may have missed its release."""
-    async with fake_world(tmp_path) as w:
-        await w.start("k", cpus=1)
-        late = await w.backend.leases()
-        await w.scheduler.stop("k", 0)
-        read = asyncio.Event()
-
-        async def leases() -> list[Lease]:
-            read.set()
-            return late
-
-        monkeypatch.setattr(w.backend, "leases", leases)
-        release, again = w.backend.release, asyncio.Event()
-
-        async def note(lease: Lease) -> None:
-            await release(lease)
-            again.set()
-
-        monkeypatch.setattr(w.backend, "release", note)
-        w.scheduler.reconciler.soon()
-        await asyncio.wait_for(read.wait(), allow_s(60))
-        await asyncio.wait_for(again.wait(), allow_s(60))
-        assert w.scheduler.kernels() == []
-        monkeypatch.undo()
-        assert (await w.start("k", "2", cpus=1)).state == "running"
-
-
-async def test_what_was_only_not_found_may_be_found_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with fake_world(tmp_path) as w:
-        await w.start("k", cpus=1)
-
-        async def none() -> LeaseReading:
-            return LeaseReading(leases=())
-
-        monkeypatch.setattr(w.backend, "leases", none)
-        w.scheduler.reconciler.soon()
-        await w.told("released")
-        monkeypatch.undo()
-        w.scheduler.reconciler.soon()
-        await w.told("running", times=2)
-        assert w.leases() == ["roost:k:s/1"]
-
-
-async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> None:
-    """The lost lease is the reason of the kernel's end, in whatever order agent and backend report."""
-    async with fake_world(tmp_path) as w:
-        await w.start("k", cpus=1)
-        w.agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))
-        w.agent.end("k", -15)
-        w.agent.give_back("roost:k:s/1")
-        await w.told("released")
-        assert w.kernel("k").reason == "its lease is lost: its node has left"
-        told = [event.kernel.reason for event in w.events if event.kind == "exited" and event.kernel]
-        assert told == [w.kernel("k").reason]
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["and_says_so", "without_a_word"])
@@ -502,20 +353,6 @@ async def test_the_reason_of_a_loss_is_awaited_also_when_the_lease_is_gone_befor
         may_answer.set()
         await w.told("released")
         assert w.kernel("k").reason == "its lease is lost: its pod was deleted"
-
-
-async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        await w.start("k", cpus=1)
-        w.agent.end("k", 5)
-        await w.told("exited")
-        w.agent.give_back("roost:k:s/1")
-        await w.told("released")
-        assert w.scheduler.kernels() == []
-        assert (w.kernel("k").state, w.kernel("k").exit_code) == ("exited", 5)
-        assert w.kernel("k").reason == "exited with code 5"
-        with pytest.raises(UnknownKernel):
-            w.kernel("never")
 
 
 async def test_kernels_of_a_dead_owner_end_after_the_grace(
@@ -594,19 +431,6 @@ async def test_a_server_keeps_its_kernel_from_a_script_that_looks_in(
         server = Owner(user="ada", application="jupyter_server", can_adopt=True)
         await w.start("k", owner=server)
         assert (await w.scheduler.adopt("k", owner_of(application))).owner == server
-
-
-async def test_a_dead_owner_is_noticed_by_a_successor(
-    tmp_path: Path, application: subprocess.Popen[bytes]
-) -> None:
-    agent = FakeAgent(tmp_path)
-    async with scheduler_on([agent]) as w:
-        await w.start("k", cpus=1, owner=owner_of(application))
-    kill(application)
-    async with scheduler_on([agent], SOON) as w:
-        await w.told("released", "k")
-        assert w.leases() == []
-    await agent.close()
 
 
 async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(

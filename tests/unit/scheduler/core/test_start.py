@@ -205,15 +205,6 @@ async def test_modules_are_imported_for_the_operator_alone(
             assert (await w.start(f"k{number}", policy=name)).state == "running"
 
 
-async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path) -> None:
-    async with fake_world(tmp_path, cpus=1) as w:
-        await w.start("first", cpus=1)
-        with pytest.raises(NoNodeNow, match=r"waited 0\.2 s at position 1: no node has room") as caught:
-            await w.start("second", cpus=1, launch_timeout_s=0.2)
-        assert caught.value.fields["decision"]["placement"] is None
-        assert len(w.leases()) == 1
-
-
 def count_alive(*kinds: type) -> Counter[type]:
     gc.collect()
     return Counter(type(one) for one in gc.get_objects() if type(one) in kinds)
@@ -246,60 +237,6 @@ async def test_the_queue_has_a_time_limit_of_its_own(tmp_path: Path) -> None:
         await w.scheduler.stop("first", 0.0)
         assert (await waiting).state == "running"
         assert w.agent.launched[-1].deadline_s <= 5.0
-
-
-async def test_the_agent_is_killed_between_lease_and_launch(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        w.agent.hold("launch")
-        start = w.start("k")
-        await w.told("leased")
-        w.agent.held.clear()
-        await w.agent.restart()
-        assert (await start).state == "running"
-        assert len(w.leases()) == 1
-
-
-async def test_a_lease_that_is_gone_at_the_launch_is_taken_again(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        release = w.agent.hold("launch")
-        start = w.start("k", cpus=1)
-        await w.told("leased")
-        w.agent.ledger.release("roost:k:s/1")
-        release.set()
-        assert (await start).state == "running"
-        assert w.leases() == ["roost:k:s/1"]
-
-
-async def test_a_restart_keeps_the_lease(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        await w.start("k", cpus=1)
-        with pytest.raises(LaunchError, match="still runs"):
-            await w.start("k", "2")
-        w.agent.end("k", 9)
-        await w.told("exited")
-        assert w.kernel("k").exit_code == 9
-        again = await w.start("k", "2")
-        assert (again.state, again.launch_id) == ("running", "2")
-        assert w.leases() == ["roost:k:s/1"]
-
-
-async def test_a_start_whose_kernel_is_stopped_while_it_looks_has_a_kernel_of_its_own(tmp_path: Path) -> None:
-    """It asks the agent whether the earlier kernel runs. The stop drops the record that it had found."""
-    async with fake_world(tmp_path) as w:
-        await w.start("k", "1", cpus=1)
-        looks, ends = w.agent.hold("signal"), w.agent.hold("stop")
-        start = w.start("k", "2", cpus=1)
-        await w.agent.called("signal")
-        stop = asyncio.ensure_future(w.scheduler.stop("k", 0.0))
-        await asyncio.sleep(0)
-        looks.set()
-        await asyncio.sleep(0.05)
-        ends.set()
-        await stop
-        assert (await start).state == "running"
-        assert w.leases() == [w.kernel("k").lease_id]
-        await w.scheduler.stop("k", 0.0)
-        assert w.leases() == []
 
 
 async def test_each_launch_is_prepared_and_gets_the_variables_of_its_backend(
@@ -336,35 +273,6 @@ async def test_a_launch_that_cannot_be_prepared_ends_the_start(
         assert w.count("placed") == 1
 
 
-async def test_a_restart_that_fails_leaves_the_lease_to_the_grace(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        await w.start("k", cpus=1)
-        w.agent.end("k")
-        await w.told("exited")
-        w.agent.fail("launch", "kernel_died")
-        with pytest.raises(KernelDied):
-            await w.start("k", "2")
-        assert (w.kernel("k").state, len(w.leases())) == ("exited", 1)
-        w.agent.failures.clear()
-        assert (await w.start("k", "3")).state == "running"
-
-
-async def test_an_exit_right_after_the_launch_is_not_lost(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        launch = w.agent._launch
-
-        def launch_and_die(request: object) -> object:
-            process = launch(request)  # type: ignore[arg-type]
-            w.agent.end("k", 3)
-            return process
-
-        w.agent._launch = launch_and_die  # type: ignore[method-assign,assignment]
-        await w.agent.restart()
-        await w.start("k")
-        await w.told("exited")
-        assert w.kernel("k").exit_code == 3
-
-
 async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> None:
     async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
@@ -374,17 +282,6 @@ async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> 
         assert w.leases() == []
         with pytest.raises(UnknownKernel):
             await w.scheduler.stop("nobody", 1.0)
-
-
-async def test_signals_and_logs_reach_the_agent(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        await w.start("k")
-        await w.scheduler.signal("k", 2)
-        assert w.agent.signals == [("k", 2)]
-        assert await w.scheduler.logs("k", 100) == "log"
-        await w.scheduler.stop("k", 0)
-        with pytest.raises(UnknownKernel):
-            await w.scheduler.signal("k", 2)
 
 
 async def test_a_kernel_that_waits_has_no_log_yet_and_says_why(tmp_path: Path) -> None:

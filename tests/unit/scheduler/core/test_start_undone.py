@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
-from roost.scheduler.config.settings import Settings
+from kit.fakes.scheduler import fake_world
 from roost.scheduler.core import backend_access, scheduler
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,
-    KernelDied,
     LaunchError,
 )
 
@@ -33,34 +31,6 @@ async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -
         assert w.scheduler.kernels() == []
         with pytest.raises(Cancelled):
             await w.start("k")
-
-
-async def test_a_start_is_taken_back_before_its_first_step(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        start = w.start("k", cpus=1)
-        cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
-        outcomes = await asyncio.gather(start, cancel, return_exceptions=True)
-        assert isinstance(outcomes[0], Cancelled)
-        assert w.scheduler.kernels() == []
-        assert w.agent.launched == []
-
-
-async def test_taking_back_twice_is_one_way_back(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        w.agent.hold("launch")
-        release = w.agent.hold("release")
-        start = w.start("k", cpus=1)
-        await w.agent.called("launch")
-        cancels = [asyncio.ensure_future(w.scheduler.cancel("k")) for _ in range(2)]
-        await w.agent.called("release")
-        stop = asyncio.ensure_future(w.scheduler.stop("k", 0))
-        await w.scheduler.nodes()
-        release.set()
-        await asyncio.gather(*cancels, stop)
-        with pytest.raises(Cancelled):
-            await start
-        assert w.scheduler.kernels() == []
-        assert w.leases() == []
 
 
 async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
@@ -95,23 +65,6 @@ async def test_a_cancel_that_comes_late_ends_the_kernel(tmp_path: Path) -> None:
         await w.start("other")
         await w.scheduler.cancel("other")
         assert w.kernel("other").state == "running"
-
-
-async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
-    """The launch and the release of its lease fail. The lease is released once the agent answers again."""
-    agent = FakeAgent(tmp_path)
-    async with scheduler_on([agent], Settings(claim_grace_s=0.1)) as w:
-        agent.fail("launch", "kernel_died")
-        agent.fail("release")
-        with pytest.raises(KernelDied):
-            await w.start("k", cpus=1)
-        agent.failures.clear()
-        agent.calls.clear()
-        w.scheduler.reconciler.soon()
-        await agent.called("release")
-        assert not w.leases()
-        assert not w.scheduler.kernels()
-    await agent.close()
 
 
 async def test_a_defect_in_a_start_leaves_nothing_behind(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from typing import Any
 import pytest
 
 from kit.fakes.scheduler import FakeWorld, fake_world
-from roost.launchers.daemon import daemon
-from roost.launchers.daemon.daemon import Hold
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Disconnected, RemoteError
@@ -28,12 +25,9 @@ from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.client.client import connect
 from roost.scheduler.client.service_folder import service_command, service_folder
-from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import ConfigError, LaunchError, NoNodeEver, UnknownKernel, from_remote
+from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
 from roost.scheduler.messages import Event, Kernel, StartKernel
-from roost.scheduler.service import old_settings
-from roost.scheduler.service.old_settings import OldSettings
 from roost.scheduler.service.server import Service
 from roost.testing.deadlines import allow_s
 
@@ -92,13 +86,12 @@ SPEC = BackendSpec(
 async def served(
     tmp_path: Path,
     settings: Settings | None = None,
-    old_settings: OldSettings | None = None,
     spec: BackendSpec = SPEC,
     **totals: Any,
 ) -> AsyncIterator[tuple[FakeWorld, Service, Caller]]:
     settings = settings or Settings()
     async with fake_world(tmp_path, settings=settings, **totals) as w:
-        service = Service(w.scheduler, settings, spec, old_settings)
+        service = Service(w.scheduler, settings, spec)
         caller = Caller(service.server.start(f"ipc://{tmp_path}/s"))
         await caller.open()
         try:
@@ -272,29 +265,6 @@ async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
         await asyncio.wait_for(service.left.wait(), allow_s(60))
 
 
-async def test_after_its_folder_was_deleted_no_kernel_starts_and_it_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon, "_LOOK_AT_FOLDER_S", 0.01)
-    held = Hold(tmp_path / "service")
-    async with served(tmp_path) as (w, service, call):
-        await call("subscribe", owner=ME)
-        service.watch_folder(held)
-        await call.start(start_of("k"))
-        shutil.rmtree(held.folder)
-        with pytest.raises(
-            RemoteError, match="was deleted, so its service starts no kernel: shut down"
-        ) as caught:
-            await call.start(start_of("other"))
-        assert isinstance(from_remote(caught.value), LaunchError)
-        assert len(w.agent.launched) == 1
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(service.left.wait(), 0.1)
-        await call("stop", kernel_id="k")
-        await asyncio.wait_for(service.left.wait(), allow_s(60))
-    held.close()
-
-
 def test_its_arguments_name_no_options(runtime_dir: Path) -> None:
     argv, env = service_command("local", Path("/x"), {"gpu_model": "hush"})
     assert "hush" not in " ".join(argv)
@@ -354,30 +324,3 @@ def test_spellings_of_one_address_have_one_service(runtime_dir: Path) -> None:
     assert service_folder("dask", {"address": "tcp://Head:8786"}) == service_folder(
         "dask", {"address": "TCP://head:8786"}
     )
-
-
-async def test_only_errors_that_another_setting_may_avoid_say_that_the_settings_are_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(old_settings, "_LOOK_S", 60.0)
-    read, note = ReadFiles(), "The service is older than its settings"
-    read.note(tmp_path / "jupyter_roost_config.py")
-    (tmp_path / "jupyter_roost_config.py").write_text("")
-    async with served(tmp_path, old_settings=OldSettings(read, "fake", {})) as (_, _, caller):
-        for op, arguments in (
-            ("explain", {"request": Request(policy="zone.py:mine")}),
-            ("explain", {"request": Request(policy="a\nb")}),
-            ("explain", {"request": Request(options={"colour": "red"})}),
-            ("drain", {"node_id": "nowhere"}),
-        ):
-            owner = {"owner": ME} if op == "explain" else {}
-            with pytest.raises(RemoteError) as refused:
-                await caller(op, **arguments, **owner)
-            assert refused.value.kind == "ConfigError"
-            assert note not in refused.value.message
-        problems = (await caller("check_policies", names=["zone.py:mine", "unknown"]))["problems"]
-        assert note not in problems["zone.py:mine"]
-        for _ in range(2):
-            with pytest.raises(RemoteError) as refused:
-                await caller("explain", request=Request(policy="unknown"), owner=ME)
-            assert refused.value.message.count(note) == problems["unknown"].count(note) == 1

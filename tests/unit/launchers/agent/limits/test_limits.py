@@ -163,7 +163,7 @@ def test_the_next_agent_watches_the_kernels_of_the_last(sleeper: int) -> None:
     held = make()
     asked = lease(memory_bytes=1)
     held.adopt({"a": (asked, sleeper)})
-    assert held.get("a") is None, "an earlier version has not limited it"
+    assert held.get("a") is None, "it has no limit"
     psutil.Process(sleeper).rlimit(psutil.RLIMIT_DATA, (1 << 30, 1 << 30))
     held.adopt({"a": (asked, sleeper), "b": (lease("b"), os.getpid()), "c": (lease("c", memory_bytes=1), 0)})
     found = held.get("a")

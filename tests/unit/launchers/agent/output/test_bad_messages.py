@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kit.machine.cases import find_wrong
 from roost.launchers.agent.output.journal import Journal
 from roost.launchers.protocol.messages import JournalLimits, JournalPage
 from roost.placement.model.json_codec import decode, encode
@@ -26,10 +27,6 @@ def frames(header: Any, parent: Any = None, content: Any = None, *more: bytes) -
         for part in (header, parent, {}, content)
     ]
     return [b"topic", b"<IDS|MSG>", b"signature", *parts, *more]
-
-
-def name_case(value: object) -> str:
-    return ascii(value)[:40]
 
 
 def run_good_cell(journal: Journal, request: str = "good") -> list[str]:
@@ -60,115 +57,71 @@ def check_page(page: JournalPage) -> None:
     assert decode(JournalPage, json.loads(answer)) == page
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        BRACKETS,
-        DEEP,
-        b"",
-        b"{",
-        b"\xff\xfe",
-        [],
-        7,
-        "text",
-        {},
-        {"msg_id": "m"},
-        {"msg_type": "stream"},
-        {"msg_id": 7, "msg_type": "stream"},
-        {"msg_id": {"a": 1}, "msg_type": "stream"},
-        {"msg_id": "m" * 257, "msg_type": "stream"},
-        {"msg_id": "a\nb\x1b[31m", "msg_type": "stream"},
-        {"msg_id": "m", "msg_type": ["stream"]},
-        {"msg_id": "m", "msg_type": None},
-    ],
-    ids=name_case,
-)
-def test_a_message_with_a_bad_header_is_left_out(header: Any) -> None:
-    journal = Journal(JournalLimits())
-    journal.add(frames(header, CELL, {"name": "stdout", "text": "bad"}))
-    good = run_good_cell(journal)
-    page = journal.read()
-    assert list(page.ids) == good
-    check_page(page)
-    assert journal.state == "idle"
+STREAM = {"name": "stdout", "text": "bad"}
+STATUS = {"msg_id": "m", "msg_type": "status"}
+LEFT_OUT = [
+    *(
+        (header, CELL, STREAM)
+        for header in (
+            BRACKETS, DEEP, b"", b"{", b"\xff\xfe", [], 7, {}, {"msg_id": "m"},
+            {"msg_id": {"a": 1}, "msg_type": "stream"},
+            {"msg_id": "m" * 257, "msg_type": "stream"}, {"msg_id": "a\nb\x1b[31m", "msg_type": "stream"},
+            {"msg_id": "m", "msg_type": ["stream"]},
+        )
+    ),
+    *((HEADER, parent, STREAM) for parent in (BRACKETS, DEEP, b"", b"{", 7, ["a"], "text")),
+    (HEADER, CELL, {}, *[b"ab"] * 200_000),
+    (HEADER, CELL, {"text": ["x"] * 100_000, "more": "x" * 100_000}),
+    (HEADER, CELL, BRACKETS),
+]  # fmt: skip
+"""The header, the parent, the content and more parts of messages that no reader could use."""
+WITHOUT_REQUEST = [None, {}, [], {"msg_id": 7}, {"msg_id": ["a"], "session": {}}, {"msg_id": "x" * (1 << 20)}]
+"""Parents without an id that names a request."""
+NO_STATES = [
+    BRACKETS,
+    b"",
+    [],
+    {},
+    *({"execution_state": each} for each in ({"a": 1}, None, "x" * 999_999, "dead")),
+]
+"""Contents of a status without a state that Jupyter defines."""
 
 
-@pytest.mark.parametrize("parent", [BRACKETS, DEEP, b"", b"{", 7, ["a"], "text"], ids=name_case)
-def test_a_message_with_a_bad_parent_is_left_out(parent: Any) -> None:
-    journal = Journal(JournalLimits())
-    journal.add(frames(HEADER, parent, {"name": "stdout", "text": "bad"}))
-    good = run_good_cell(journal)
-    assert list(journal.read().ids) == good
-
-
-@pytest.mark.parametrize(
-    "parent",
-    [
-        None,
-        {},
-        [],
-        {"msg_id": 7},
-        {"msg_id": ["a"], "session": {}},
-        {"msg_id": "x" * (1 << 20)},
-        {"msg_id": None},
-    ],
-    ids=name_case,
-)
-def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request(parent: Any) -> None:
-    journal = Journal(JournalLimits())
-    journal.add(frames(HEADER, parent, {"name": "stdout", "text": "a"}))
-    good = run_good_cell(journal)
-    pages = read_pages(journal)
-    assert [msg_id for page in pages for msg_id in page.ids] == ["m", *good]
-    assert len(journal.read(session="s").entries) == len(good)
-    for page in pages:
+def test_what_no_reader_could_use_is_left_out() -> None:
+    def check(parts: tuple[Any, ...]) -> None:
+        journal = Journal(JournalLimits(memory_bytes=100_000))
+        journal.add(frames(*parts))
+        good = run_good_cell(journal)
+        page = journal.read()
+        assert list(page.ids) == good
         check_page(page)
+        assert journal.state == "idle"
+
+    assert find_wrong(LEFT_OUT, check) == []
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        BRACKETS,
-        b"",
-        [],
-        {},
-        {"execution_state": {"a": 1}},
-        {"execution_state": None},
-        {"execution_state": ["idle"]},
-        {"execution_state": "x" * (3 << 20)},
-        {"execution_state": "\x1b[31mred"},
-        {"execution_state": "dead"},
-        b'{"execution_state": NaN}',
-    ],
-    ids=name_case,
-)
-def test_a_state_that_jupyter_does_not_define_is_none(content: Any) -> None:
-    journal = Journal(JournalLimits())
-    good = run_good_cell(journal)
-    journal.add(frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
-    assert journal.state == "idle"
-    journal.add(frames({"msg_id": "n", "msg_type": "status"}, CELL, {"execution_state": "busy"}))
-    assert journal.state == "busy"
-    journal.add(frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
-    assert journal.state == "busy"
-    assert journal.read().ids[: len(good)] == tuple(good)
+def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request() -> None:
+    def check(parent: Any) -> None:
+        journal = Journal(JournalLimits())
+        journal.add(frames(HEADER, parent, STREAM))
+        good = run_good_cell(journal)
+        pages = read_pages(journal)
+        assert [msg_id for page in pages for msg_id in page.ids] == ["m", *good]
+        assert len(journal.read(session="s").entries) == len(good)
+
+    assert find_wrong(WITHOUT_REQUEST, check) == []
 
 
-def test_a_message_of_many_parts_is_left_out() -> None:
-    journal = Journal(JournalLimits())
-    for _ in range(3):
-        journal.add(frames(HEADER, CELL, {}, *[b"ab"] * 200_000))
-    good = run_good_cell(journal)
-    assert list(journal.read().ids) == good
+def test_a_state_that_jupyter_does_not_define_is_none() -> None:
+    def check(content: Any) -> None:
+        journal = Journal(JournalLimits())
+        run_good_cell(journal)
+        for state in ("idle", "busy"):
+            journal.add(frames(STATUS, CELL, {"execution_state": state}))
+            journal.add(frames(STATUS, CELL, content))
+            assert journal.state == state
 
-
-def test_a_long_stream_without_text_is_left_out() -> None:
-    journal = Journal(JournalLimits(memory_bytes=100_000))
-    for text in (["x"] * 100_000, {"a": "x" * 200_000}, 7):
-        journal.add(frames(HEADER, CELL, {"text": text, "more": "x" * 100_000}))
-    journal.add(frames(HEADER, CELL, b"[" * 200_000))
-    good = run_good_cell(journal)
-    assert list(journal.read().ids) == good
+    assert find_wrong(NO_STATES, check) == []
 
 
 def test_pages_stay_small_for_long_ids_and_many_parts() -> None:

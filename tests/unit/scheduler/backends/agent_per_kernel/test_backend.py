@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import scheduler_on
+from kit.fakes.scheduler import FakeWorld, scheduler_on
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     PORT_NAMES,
@@ -25,7 +26,8 @@ from roost.placement import Device, Node, NodeType, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeEver, NoNodeNow
+from roost.scheduler.errors import BackendUnavailable, LaunchError, NoNodeEver, NoNodeNow
+from roost.scheduler.messages import Kernel
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
 from roost.testing.deadlines import allow_s, until
@@ -46,6 +48,16 @@ async def pod_cluster(tmp_path: Path) -> AsyncIterator[FakePodCluster]:
     await cluster.shut_down()
 
 
+@asynccontextmanager
+async def pulling(pod_cluster: FakePodCluster) -> AsyncIterator[tuple[FakeWorld, asyncio.Task[Kernel]]]:
+    """Yield a scheduler, and a start whose pod is pending."""
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        yield w, start
+
+
 class TestContract(BackendContract):
     """The contract, with pods that are granted at once."""
 
@@ -56,30 +68,12 @@ class TestContract(BackendContract):
     test_a_kernel_ends_with_its_lease = None  # type: ignore[assignment]  # a fake agent starts no kernels
 
 
-async def test_two_kernels_on_one_node_outlive_the_scheduler(pod_cluster: FakePodCluster) -> None:
-    """Each kernel has an agent of its own, so the next scheduler must ask both agents."""
-    async with scheduler_on([], pods=pod_cluster) as w:
-        for name in ("one", "two"):
-            assert (await w.start(name, cpus=1)).node_id == "a"
-    async with scheduler_on([], SOON, pods=pod_cluster) as w:
-        assert [w.kernel(name).state for name in ("one", "two")] == ["running", "running"]
-        await asyncio.sleep(0.3)  # beyond the grace of leases without a kernel
-        assert [kernel.id for kernel in w.scheduler.kernels()] == ["one", "two"]
-        assert all(agent.kernels for agent in pod_cluster.agents.values())
-        for name in ("one", "two"):
-            await w.scheduler.stop(name, 0)
-    assert not await pod_cluster.pods()
-
-
 PORTS = {name: 50_001 + number for number, name in enumerate(PORT_NAMES)}
 REPORTED = PodKernel(launch_id="1", pid=4711, started_at=1.0, ip="10.0.0.7", ports=PORTS, spawned_ms=1.0)
 
 
 async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         kernel = await start
         assert (kernel.state, kernel.how) == ("running", "forked")
@@ -104,10 +98,7 @@ async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(pod_cluster: Fak
 
 
 async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         await start
         adopting = asyncio.create_task(w.scheduler.adopt("k", Owner(user="ada", application="another")))
@@ -117,10 +108,7 @@ async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(pod_clu
 
 
 async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         assert (await start).state == "running"
         agent.fail("launch", "kernel_died")
@@ -133,7 +121,6 @@ async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
     pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy node, the pod's process may need long to become an agent. It answers no call until then."""
-    pod_cluster.pending_reason = PULLING
     unanswered, connect = iter(range(20)), Agents.client
 
     async def client(self: Agents, address: AgentAddress) -> AgentClient:
@@ -143,9 +130,7 @@ async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
 
     monkeypatch.setattr(Agents, "client", client)
     monkeypatch.setattr(backend, "_AGENT_S", 0.01)
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         agent.fail("launch", "kernel_died")
         assert (await start).state == "running"
@@ -156,10 +141,7 @@ async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
 async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(
     pod_cluster: FakePodCluster,
 ) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         kernel = w.kernel("k")
         assert (kernel.state, kernel.position) == ("queued", 1)
         pod_cluster.explain(kernel.lease_id, "its volume is being mounted")
@@ -172,10 +154,7 @@ async def test_a_pending_start_shows_that_the_manager_is_away(
     pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_REJOIN_S", (0.01, 0.01))
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         pod_cluster.leave("it refuses connections")
         away = "fake_pods is away, its kernels live on: it refuses connections"
         await w.until(lambda: w.kernel("k").waits_for == away)
@@ -200,17 +179,6 @@ async def test_a_pending_start_delays_no_other(pod_cluster: FakePodCluster) -> N
         assert (await first).state == "running"
 
 
-async def test_a_pending_start_can_be_cancelled(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        await w.scheduler.cancel("k")
-        with pytest.raises(Cancelled):
-            await start
-    assert not await pod_cluster.pods()
-
-
 async def test_a_pending_start_ends_at_its_timeout_with_the_reason(pod_cluster: FakePodCluster) -> None:
     pod_cluster.pending_reason = PULLING
     async with scheduler_on([], pods=pod_cluster) as w:
@@ -221,10 +189,8 @@ async def test_a_pending_start_ends_at_its_timeout_with_the_reason(pod_cluster: 
 
 async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(pod_cluster: FakePodCluster) -> None:
     """The pod's agent listens, but its ledger lacks the lease. The next scheduler must not count the lease as held."""
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (_, start):
+        pass  # the scheduler ends
     with pytest.raises(asyncio.CancelledError):
         await start
     pod_cluster.grant_all()
@@ -237,10 +203,7 @@ async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(pod_cluste
 
 async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(pod_cluster: FakePodCluster) -> None:
     """The client repeats its call, and the next scheduler waits for the same pod."""
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         (before,) = await pod_cluster.pods()
         asked_at = w.kernel("k").created_at
     with pytest.raises(asyncio.CancelledError):
@@ -256,10 +219,8 @@ async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(pod_cluster
 
 
 async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (_, start):
+        pass  # the scheduler ends
     with pytest.raises(asyncio.CancelledError):
         await start
     async with scheduler_on([], SOON, pods=pod_cluster) as w:
@@ -269,10 +230,7 @@ async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(pod_cluster:
 
 
 async def test_a_pending_pod_that_is_deleted_by_hand_is_placed_again(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         pod_cluster.pending_reason = ""
         await pod_cluster.end("roost:k:s/1", "it was deleted by hand")
         assert (await start).state == "running"
@@ -280,22 +238,10 @@ async def test_a_pending_pod_that_is_deleted_by_hand_is_placed_again(pod_cluster
 
 
 async def test_a_pod_that_can_never_start_ends_the_start_with_the_reason(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (_, start):
         await pod_cluster.end("roost:k:s/1", "there is no image jupyter/nothing", is_final=True)
         with pytest.raises(LaunchError, match="there is no image jupyter/nothing"):
             await start
-
-
-async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(pod_cluster: FakePodCluster) -> None:
-    async with scheduler_on([], pods=pod_cluster) as w:
-        await w.start("k", cpus=1)
-        await pod_cluster.end("roost:k:s/1", "it was evicted: the node is low on memory")
-        w.scheduler.reconciler.soon()  # whichever comes first, the reading or the event
-        await w.told("released")
-        assert w.kernel("k").reason.endswith("it was evicted: the node is low on memory")
 
 
 async def test_an_owner_is_warned_before_a_pod_ends_and_reads_the_reason_afterwards(
@@ -426,24 +372,6 @@ class SlowCluster(FakePodCluster):
         self.calls.append("delete")
         assert lease_id not in self.creating
         await super().delete(lease_id)
-
-
-async def test_a_creation_is_shared_and_ends_before_the_deletion(tmp_path: Path) -> None:
-    cluster = SlowCluster(tmp_path, [node("a")])
-    lease = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="a")
-    async with open_backend(partial(pod_backend, cluster)) as (backend, _):
-        cancelled, other = (asyncio.ensure_future(backend.claim(lease)) for _ in range(2))
-        await cluster.began.wait()
-        cancelled.cancel()
-        releasing = asyncio.ensure_future(backend.release(lease))
-        await asyncio.sleep(0.05)
-        assert cluster.calls == ["create"]
-        cluster.may_create.set()
-        assert (await other).id == "l"
-        await releasing
-        assert cluster.calls == ["create", "delete"]
-        assert (await backend.leases()).leases == ()
-    assert await cluster.pods() == []
 
 
 async def test_a_backend_closes_once_its_creations_have_ended(tmp_path: Path) -> None:

@@ -88,15 +88,6 @@ async def until(holds: Callable[[], bool]) -> None:
     await deadlines.until(holds, "the backend reaches its next state", 60, 0.01)
 
 
-async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: Opened) -> None:
-    held = await opened.backend.claim(LEASE)
-    assert (held, opened.agent.held_leases()) == (LEASE, [LEASE.id])
-    assert (await opened.backend.snapshot()).node("here").cpus_promised == 1
-    await opened.backend.release(held)
-    assert (opened.manager.granted, opened.agent.held_leases()) == ({}, [])
-    assert (await opened.backend.snapshot()).node("here").cpus_promised == 0
-
-
 async def test_a_release_wakes_who_waits_although_no_snapshot_shows_a_change(opened: Opened) -> None:
     """The agent tells of its release first, and a manager that is read twice a second may never show the lease."""
     held = await opened.backend.claim(LEASE)
@@ -172,13 +163,6 @@ async def test_a_lease_whose_agent_lives_is_held_although_the_manager_lost_its_n
     assert (await opened.backend.leases()).leases == (LEASE,)
 
 
-async def test_a_lease_is_lost_when_its_claim_was_removed(opened: Opened) -> None:
-    await opened.backend.claim(LEASE)
-    opened.manager.granted.clear()
-    lost = await opened.lost()
-    assert (lost.id, lost.reason) == (LEASE.id, "its claim was removed")
-
-
 async def test_a_lease_is_lost_when_its_agent_gave_it_back_and_nobody_heard_of_it(opened: Opened) -> None:
     await opened.backend.claim(LEASE)
     opened.agent.ledger.release(LEASE.id)  # its connection broke, and took the event with it
@@ -202,18 +186,6 @@ async def test_a_lease_is_lost_when_its_node_left_and_its_agent_does_not_hold_it
     lost = await opened.lost()
     assert (lost.id, lost.reason) == (LEASE.id, "its node here has left the Fake cluster")
     assert opened.manager.granted == {}
-
-
-async def test_live_leases_are_claimed_again_after_an_outage(opened: Opened) -> None:
-    await opened.backend.claim(LEASE)
-    opened.manager.problem = "it is being upgraded"
-    await until(lambda: bool(opened.manager.membership.away))
-    assert (await opened.backend.leases()).leases == (LEASE,)
-    opened.manager.granted.clear()
-    opened.manager.problem = ""
-    await opened.event("resync")
-    assert opened.manager.calls.count("claim again") == 1
-    assert opened.manager.granted == {LEASE.id: LEASE}
 
 
 async def test_the_time_at_which_kernels_end_is_the_agents(
@@ -424,11 +396,6 @@ async def test_doctor_says_what_the_manager_says(opened: Opened) -> None:
     assert await opened.backend.diagnose() == []
     opened.manager.findings = [{"level": "warning", "what": "it is old", "do": "renew it"}]
     assert await opened.backend.diagnose() == opened.manager.findings
-
-
-async def test_the_manager_names_holders_of_nodes_that_are_there(opened: Opened) -> None:
-    assert opened.backend.other_holders == "fake tasks"
-    assert await opened.backend.name_holders(["here", "gone"], "gpus") == ["task on here"]
 
 
 async def test_doctor_names_the_nodes_on_which_no_agent_starts(opened: Opened) -> None:

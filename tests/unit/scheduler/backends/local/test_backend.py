@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kit.fakes.scheduler import FakeAgent
-from roost.launchers.protocol.messages import Holder, Lease, Owner
+from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import BackendEvent
@@ -19,6 +19,7 @@ from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import deadlines
+from roost.testing.fake_agent import Promised
 from roost.testing.fake_backends import local_backend
 
 LEASE = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(gpus=0.5), node_id="here")
@@ -106,23 +107,13 @@ async def test_starts_that_wait_are_woken_when_others_hold_less(
     backend: LocalBackend, agent: FakeAgent
 ) -> None:
     """They are not woken when others hold more, or when only the use changes."""
-    others = (Holder(devices={"0": 0.5}), Holder(cpus=2.0), Holder(memory_bytes=1 << 30))
+    others = (Promised(devices={"0": 0.5}), Promised(cpus=2.0), Promised(memory_bytes=1 << 30))
     for number, held in enumerate((others, others, others[1:], others[2:], ())):
         agent.others, agent.cpus_used = held, 1.0 + number
         agent.report_status()
         await until(backend, lambda node, used=agent.cpus_used: node.cpus_used == used)  # type: ignore[misc]
     await backend.close()
     assert [event async for event in backend.events()] == [BackendEvent(kind="nodes")] * 3
-
-
-async def test_the_other_holders_of_a_resource_are_described(backend: LocalBackend, agent: FakeAgent) -> None:
-    agent.others = (Holder(devices={"0": 1.0}), Holder(user="ada", cpus=1.0, memory_bytes=7), Holder())
-    assert await backend.name_holders(["here"], "gpus") == ["another user's kernel"]
-    assert await backend.name_holders(["here"], "cpus") == ["ada's kernel"]
-    assert await backend.name_holders(["here"], "memory") == ["ada's kernel"]
-    assert backend.describe_holders(["ada's kernel"]) == "ada's kernel"
-    assert backend.describe_holders(list("abcde")) == "a, b, c and 2 more"
-    assert backend.describe_holders([]) == "other kernels of this machine"
 
 
 async def test_after_a_lost_connection_the_next_agent_is_asked(

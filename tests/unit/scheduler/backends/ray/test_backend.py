@@ -40,7 +40,8 @@ async def test_the_cluster_is_the_configured_one_else_that_of_ray_address_else_t
 
     monkeypatch.setattr(join, "join", fake_join)
     monkeypatch.setenv("RAY_ADDRESS", environment)
-    (tmp_path / "agents.json").write_text(json.dumps({"cluster": remembered, "agents": {}}))
+    known = {"cluster": remembered, "agents": {}, "settings": ""}
+    (tmp_path / "agents.json").write_text(json.dumps(known))
     backend = create(RoostRayBackend(address=configured), backend_context(Agents(), tmp_path))
     with pytest.raises(BackendUnavailable, match="there is none"):
         await backend.open()

@@ -11,7 +11,6 @@ import pytest
 from traitlets import TraitError
 
 from kit.machine.cases import find_wrong
-from roost.scheduler.backends.ssh import ssh_config
 from roost.scheduler.backends.ssh.host import make_host
 from roost.scheduler.backends.ssh.host_list import Host, list_hosts
 from roost.scheduler.backends.ssh.settings import RoostSshBackend
@@ -19,13 +18,12 @@ from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of an empty configuration of ssh, instead of this person's own."""
-    folder = tmp_path / "home" / ".ssh"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(ssh_config, "_find_folder", lambda: folder)
-    monkeypatch.setenv("HOME", str(folder.parent))
+    """Return an empty home folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
     return folder
 
 
@@ -156,7 +154,7 @@ def test_a_wrong_command_is_refused(ssh: Any) -> None:
 
 def test_without_hosts_the_sentence_names_the_settings() -> None:
     sentence = refuse()
-    for name in ("RoostSshBackend.hosts", "hosts_file", "inventory", "ssh_config_pattern"):
+    for name in ("RoostSshBackend.hosts", "hosts_file"):
         assert name in sentence
 
 
@@ -218,164 +216,20 @@ def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_file_in_the_home_folder_is_found(home: Path) -> None:
-    write(home.parent / "hosts", "n1")
+    write(home / "hosts", "n1")
     assert list_names(hosts_file="~/hosts") == ["n1"]
-
-
-# The setting `inventory`
-
-INVENTORY: dict[str, Any] = {
-    "_meta": {
-        "hostvars": {
-            "localhost": {"ansible_connection": "local"},
-            "n1": {"ansible_host": "10.0.0.1", "ansible_port": 2222, "ansible_user": "ada"},
-            "n3": {"ansible_host": "2001:db8::1", "ansible_port": 22},
-            "old": {"ansible_ssh_host": "o1", "ansible_ssh_user": "bob", "ansible_connection": "smart"},
-            "windows": {"ansible_connection": "winrm"},
-        },
-        "profile": "inventory_legacy",
-    },
-    "all": {"children": ["ungrouped", "cluster", "other"]},
-    "cluster": {"children": ["gpu", "cpu"]},
-    "cpu": {"hosts": ["n3", "n4"]},
-    "gpu": {"hosts": ["n1", "n2"]},
-    "other": {"hosts": ["localhost", "windows"]},
-    "ungrouped": {"hosts": ["old"]},
-}
-"""As Ansible 2.19 prints it: hosts without variables are in groups only."""
-
-
-def test_an_inventory_gives_names_and_groups(tmp_path: Path) -> None:
-    file = write(tmp_path / "inventory.json", json.dumps(INVENTORY))
-    gpu, cpu = {"group.cluster": "yes", "group.gpu": "yes"}, {"group.cluster": "yes", "group.cpu": "yes"}
-    assert list_all(inventory=file) == [
-        Host(name="ssh://ada@10.0.0.1:2222", labels={**gpu, "inventory_hostname": "n1"}),
-        Host(name="n2", labels=gpu),
-        Host(name="2001:db8::1", labels={**cpu, "inventory_hostname": "n3"}),
-        Host(name="n4", labels=cpu),
-        Host(name="bob@o1", labels={"inventory_hostname": "old"}),
-    ]
-
-
-def test_groups_that_contain_each_other_are_read(tmp_path: Path) -> None:
-    groups = {"a": {"hosts": ["n1"], "children": ["b"]}, "b": {"children": ["a"]}}
-    file = write(tmp_path / "inventory.json", json.dumps({"_meta": {"hostvars": {}}, **groups}))
-    assert list_all(inventory=file) == [Host(name="n1", labels={"group.a": "yes", "group.b": "yes"})]
-
-
-@pytest.mark.parametrize(
-    ("document", "says"),
-    [
-        ("[gpu]\nn1\n", "is not JSON"),
-        ("[]", "the inventory is no object"),
-        ('{"gpu": {"hosts": ["n1"]}}', "_meta.hostvars is no object"),
-        ('{"_meta": {"hostvars": []}}', "_meta.hostvars is no object"),
-        ('{"_meta": {"hostvars": {"n1": 7}}}', "_meta.hostvars of 'n1' is no object"),
-        ('{"_meta": {"hostvars": {}}, "gpu": ["n1"]}', "the group 'gpu' is no object"),
-        (
-            '{"_meta": {"hostvars": {}}, "gpu": {"hosts": "n1"}}',
-            "hosts of the group 'gpu' is no list of names",
-        ),
-    ],
-)
-def test_a_file_that_is_no_inventory_is_one_sentence(tmp_path: Path, document: str, says: str) -> None:
-    file = write(tmp_path / "inventory.json", document)
-    sentence = refuse(inventory=file)
-    assert sentence.startswith(file)
-    assert says in sentence
-    assert "write the file by `ansible-inventory -i INVENTORY --list`." in sentence
-
-
-@pytest.mark.parametrize(
-    ("variables", "says"),
-    [
-        ({"ansible_host": "-oProxyCommand=id"}, "the host 'n1': '-oProxyCommand=id' cannot be the name"),
-        ({"ansible_host": "{{ address }}"}, "the host 'n1': '{{ address }}' cannot be the name"),
-        ({"ansible_user": "-oProxyCommand=id"}, "begins with `-`"),
-        ({"ansible_port": "22 -oProxyCommand=id"}, "it has the character"),
-        ({"ansible_host": "2001:db8::1", "ansible_port": 2222}, "it is no ssh://user@host:port"),
-        ({"ansible_host": ["x"]}, "cannot be the name"),
-    ],
-)
-def test_a_wrong_variable_is_one_sentence(tmp_path: Path, variables: object, says: str) -> None:
-    file = write(tmp_path / "inventory.json", json.dumps({"_meta": {"hostvars": {"n1": variables}}}))
-    assert says in refuse(inventory=file)
-
-
-# The setting `ssh_config_pattern`
-
-
-def test_names_of_host_lines_that_match_are_taken(home: Path) -> None:
-    write(
-        home / "config",
-        "Include config.d/*.conf\nHost gpu1 gpu2 *.lab # gpu9\nHostName x\nHost=cpu1\nhost gpu* !gpu3\n",
-    )
-    write(
-        home / "config.d" / "a.conf",
-        'Host "gpu4" !gpu5 gpu5\n  User ada\nMatch originalhost gpu6\nInclude ~/.ssh/more\n',
-    )
-    write(home / "config.d" / "unread", "Host gpu7\n")
-    write(home / "more", "Host gpu8 gpu1\r\n")
-    assert list_names(ssh_config_pattern="gpu*") == ["gpu4", "gpu8", "gpu1", "gpu2"]
-    assert list_names(ssh_config_pattern="gpu?, cpu1,!gpu8") == ["gpu4", "gpu1", "gpu2", "cpu1"]
-    assert list_names(ssh_config_pattern="[gc]pu1,cpu1") == ["cpu1"]
-
-
-def test_the_file_of_the_option_f_is_read(home: Path, tmp_path: Path) -> None:
-    write(home / "config", "Host own\n")
-    other = write(tmp_path / "other", "Host there\n")
-    assert list_names(ssh_config_pattern="*") == ["own"]
-    write(home.parent / "third", "Host there\n")
-    for option in (["-F", other], [f"-F{other}"], ["-F", "none", "-F", other], ["-F", "~/third"]):
-        assert list_names(ssh_config_pattern="*", ssh=["ssh", "-v", *option]) == ["there"]
-    assert "-F none" in refuse(ssh_config_pattern="*", ssh=["ssh", "-F", "none"])
-
-
-def test_a_wrong_configuration_is_one_sentence(home: Path) -> None:
-    assert "No such file" in refuse(ssh_config_pattern="gpu*")
-    config = write(
-        home / "config", "# B\udcfcro".encode(errors="surrogateescape").decode("latin-1") + "\nHost cpu1\n"
-    )
-    assert refuse(ssh_config_pattern="gpu*") == (
-        f"there is no SSH host in the lines of {config} that match 'gpu*': name one there."
-    )
-    write(home / "config", "Host x\n\nHost -oProxyCommand=id\n")
-    assert refuse(ssh_config_pattern="*").startswith(
-        f"{config}, line 3: '-oProxyCommand=id' cannot be the name"
-    )
-    assert list_names(ssh_config_pattern="*,!-*") == ["x"]
-    write(home / "config", "Include config\nHost x\n")
-    assert "includes itself" in refuse(ssh_config_pattern="*")
-
-
-def test_many_included_files_are_refused(home: Path) -> None:
-    for number in range(40):
-        write(home / "many" / str(number), "Include more/*\n")
-        write(home / "more" / str(number), f"Host n{number}\n")
-    write(home / "config", "Include many/*\n")
-    assert "is included too deeply" in refuse(ssh_config_pattern="*")
-
-
-def test_a_long_pattern_takes_no_time() -> None:
-    assert not ssh_config.matches("a" * 250, "*a" * 30 + "b")
 
 
 # Together
 
 
-def test_settings_combine_and_one_name_is_one_host(home: Path, tmp_path: Path) -> None:
+def test_settings_combine_and_one_name_is_one_host(tmp_path: Path) -> None:
     file = write(tmp_path / "hosts", "n2 rack=b floor=2 address=10.0.0.2\nn3\n")
-    inventory = {"_meta": {"hostvars": {}}, "gpu": {"hosts": ["n2", "n4"]}}
-    write(home / "config", "Host n4 n5\n")
     assert list_all(
         hosts={"n1": {}, "n2": {"rack": "a"}},
         hosts_file=file,
-        inventory=write(tmp_path / "inventory.json", json.dumps(inventory)),
-        ssh_config_pattern="n*",
     ) == [
         Host(name="n1"),
-        Host(name="n2", labels={"group.gpu": "yes", "rack": "a", "floor": "2"}, address="10.0.0.2"),
+        Host(name="n2", labels={"rack": "a", "floor": "2"}, address="10.0.0.2"),
         Host(name="n3"),
-        Host(name="n4", labels={"group.gpu": "yes"}),
-        Host(name="n5"),
     ]

@@ -28,16 +28,9 @@ Offending ECDSA key in /home/ada/.ssh/known_hosts:7
 Host key for n1.example.org has changed and you have requested strict checking.
 Host key verification failed.
 """
-_REVOKED = """\
-@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
-@       WARNING: REVOKED HOST KEY DETECTED!               @
-@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
-The ED25519 host key for n1 is marked as revoked.
-This could mean that a stolen key is being used to impersonate this host.
-Host key verification failed.
-"""
 
 MESSAGES = [
+    # tests/clusters/ssh/test_ssh_contact.py has the most usual ones, from OpenSSH itself.
     # Host keys. OpenSSH prints the third line without strict checking when it cannot ask.
     (_CHANGED, "host_key", "`ssh-keygen -f /home/ada/.ssh/known_hosts -R n1.example.org`, then `ssh n1`"),
     (
@@ -48,23 +41,9 @@ MESSAGES = [
         "host_key",
         "`ssh-keygen -f '/a b/known_hosts' -R '[::1]:2222'`",
     ),
-    (_REVOKED, "host_key", "its host key is revoked: ask the operator"),
-    (
-        (
-            "No ED25519 host key is known for n1.example.org and you have requested strict checking.\r\n"
-            "Host key verification failed.\r\n"
-        ),
-        "host_key",
-        "the host key of n1.example.org is not known here: run `ssh n1` once in a terminal",
-    ),
     ("Host key verification failed.", "host_key", "run `ssh n1` once"),
     ("Certificate invalid: expired\nHost key verification failed.", "host_key", "is not valid (expired)"),
     # Names and addresses.
-    (
-        "ssh: Could not resolve hostname n1: Name or service not known",
-        "unreachable",
-        "there is no host n1 (Name or service not known)",
-    ),
     (
         (
             "ssh: Could not resolve hostname login: Temporary failure in name resolution\n"
@@ -72,11 +51,6 @@ MESSAGES = [
         ),
         "unreachable",
         "there is no host login",
-    ),
-    (
-        "ssh: connect to host n1 port 22: Connection refused",
-        "refused",
-        "nobody listens at n1, port 22: check that sshd runs there",
     ),
     ("ssh: connect to host n1 port 22: No route to host", "unreachable", "n1, port 22: No route to host"),
     (
@@ -135,11 +109,6 @@ MESSAGES = [
         "Port",
     ),
     # Logins.
-    (
-        "ada@n1.example.org: Permission denied (publickey,password).",
-        "authentication",
-        "ada@n1.example.org accepts no credential that needs no question (publickey,password): run `ssh-add`",
-    ),
     ("Permission denied (publickey).", "authentication", "n1 accepts no credential"),
     ("ada@n1: Permission denied (gssapi-with-mic,password).", "authentication", "run `kinit`"),
     (
@@ -148,14 +117,6 @@ MESSAGES = [
         "`ssh-add` or `kinit`",
     ),
     ("ada@n1: Permission denied (keyboard-interactive).", "authentication", "keep a connection open"),
-    (
-        (
-            "Received disconnect from 10.0.0.1 port 22:2: Too many authentication failures\n"
-            "Disconnected from 10.0.0.1 port 22"
-        ),
-        "authentication",
-        "set IdentityFile and IdentitiesOnly",
-    ),
     (
         "Your account has expired; please contact your system administrator.\nConnection closed by 10.0.0.1 port 22",
         "authentication",
@@ -226,14 +187,6 @@ MESSAGES = [
         "the open connection has no free session",
     ),
     # This side.
-    (
-        (
-            "/home/ada/.ssh/config: line 3: Bad configuration option: colour\n"
-            "/home/ada/.ssh/config: terminating, 1 bad configuration options"
-        ),
-        "ssh",
-        "/home/ada/.ssh/config, line 3: Bad configuration option: colour: correct that line",
-    ),
     (
         "/etc/ssh/ssh_config line 9: Bad yes/no argument: perhaps",
         "ssh",

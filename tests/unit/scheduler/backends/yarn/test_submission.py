@@ -7,7 +7,6 @@ import io
 import json
 import os
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,12 @@ import zmq
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
-from roost.placement.model.json_codec import encode_message
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.yarn.archives import Archives, find_python
 from roost.scheduler.backends.yarn.asking import build_ask, count_resources
 from roost.scheduler.backends.yarn.derived_keys import DerivedKeys
 from roost.scheduler.backends.yarn.hadoop_conf import keeps_containers
-from roost.scheduler.backends.yarn.master.messages import CODE_ALIAS, Ask, MasterSettings, Resources, Unpacked
+from roost.scheduler.backends.yarn.master.messages import CODE_ALIAS, MasterSettings, Resources
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.backends.yarn.submission import build_context
 from roost.scheduler.errors import ConfigError, LaunchError
@@ -169,11 +167,3 @@ def test_the_python_is_on_the_nodes_or_in_the_archive(options: dict[str, str], p
 def test_other_archives_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="archive = "):
         find_python(Request(options={"archive": url}), RoostYarnBackend())
-
-
-def test_an_older_master_gets_only_fields_that_matter() -> None:
-    unusual = Unpacked(name="e", url="file:///e.zip", size_bytes=1, modified_ms=2)
-    ask = Ask(number=1, lease="l", resources=Resources(memory_mb=1, vcores=1), command="c", archive="a")
-    usual = {"number", "lease", "resources", "command", "archive"}
-    assert encode_message(ask).keys() == usual
-    assert encode_message(replace(ask, unpacked=(unusual,))).keys() == {*usual, "unpacked"}

@@ -133,19 +133,6 @@ async def test_cells_of_a_waiting_kernel_run_once_and_in_order(server: JupyterSe
             assert "reason" not in model
 
 
-async def test_only_a_cell_of_a_notebook_shows_the_line(server: JupyterServer) -> None:
-    async with held_gpu(server) as holder:
-        waiting = await start(server)
-        async with front_end(server, waiting) as front:
-            script = await front.run("print('script')", is_cell=False)
-            cell = await front.run("print('cell')")
-            other = await front.run("print('other')")
-            await front.until(lambda: front.line(cell), 20)
-            assert front.about(script) == front.about(other) == []
-            await server.api("DELETE", f"kernels/{holder}")
-            assert texts(await front.ended(other)) == "other\n"
-
-
 async def test_the_line_changes_with_the_position(server: JupyterServer) -> None:
     async with held_gpu(server) as holder:
         first = await start(server)
