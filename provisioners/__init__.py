@@ -18,6 +18,7 @@ kernel_object.py       a kernel as a Python object, for `roost.start_kernel`
 execution.py           the result of code that such a kernel has executed
 placed_kernelspecs.py  the installed kernelspecs, with their kernels started through roost
 console_keys.py        passes a kernel's keys to `jupyter console --existing`, and to `qtconsole` and `run`
+gateway_client.py      what Jupyter Server's client of a gateway lacks
 journal_reader.py      the messages of a kernel that its node has kept
 kernel_json.py         reads and checks a kernel.json
 kernel_resources.py    the logos and other files of a kernelspec, for a copy

@@ -1,9 +1,10 @@
 """The laptop's side of a gateway: Jupyter Server's own client of gateways, with what it lacks.
 
 - A refusal of the gateway reaches people as its sentence.
-- A server that starts again lists the kernels and the sessions that it had.
 - nbclient and Papermill send their token with the websocket too, and name the kernelspec and a session. They use the
   class `roost.provisioners.gateway_client.GatewayKernelManager` as their `kernel_manager_class`.
+
+`server_extension/gateway_kernels.py` has the kernels of a whole server.
 """
 
 from __future__ import annotations
@@ -24,11 +25,8 @@ from tornado.escape import url_escape
 from tornado.web import HTTPError
 from traitlets import DottedObjectName, Type
 
-from roost.placement.model.format import format_count
-
 from .application import build_http_error
-from .jupyter_internals import change_class, list_kernel, read_responses
-from .server_extension.server_state import ServerState
+from .jupyter_internals import read_responses
 
 
 class GatewayKernelClient(managers.GatewayKernelClient):  # type: ignore[misc]
@@ -85,52 +83,3 @@ def _showing_refusals() -> Iterator[None]:
         if text.startswith("Error from Gateway") and words:
             raise build_http_error(problem.status_code, str(words[0])) from None
         raise build_http_error(problem.status_code, text % words if words else text) from None
-
-
-class RememberedKernels(managers.GatewayMappingKernelManager):  # type: ignore[misc]
-    """The kernels of a server behind a gateway. The next server of the same name has them, too."""
-
-    state: ServerState
-    keeps: bool
-    """True if the kernels outlive the server."""
-
-    async def start_kernel(self, **kwargs: Any) -> str:
-        """Start a kernel, and note it for the next server."""
-        kernel_id: str = await super().start_kernel(**kwargs)
-        self.state.note(kernel_id)
-        return kernel_id
-
-    def remove_kernel(self, kernel_id: str) -> Any:
-        """Forget a kernel that has ended."""
-        self.state.forget(kernel_id)
-        return super().remove_kernel(kernel_id)
-
-    async def list_kernels(self, **kwargs: Any) -> Any:
-        """Return the models of the kernels of this server and of those before it."""
-        await self.take_over()
-        return await super().list_kernels(**kwargs)
-
-    async def take_over(self) -> None:
-        """List the noted kernels that the gateway still has. Raises `HTTPError` if it does not answer."""
-        for kernel_id in [each for each in self.state.kernels if each not in self]:
-            km = self.kernel_manager_factory(parent=self, log=self.log)
-            await km.start_kernel(kernel_id=kernel_id)  # asks for the kernel, and starts none
-            if km.has_kernel:
-                list_kernel(self, kernel_id, km)
-            else:
-                self.state.forget(kernel_id)
-
-    async def shutdown_all(self, now: bool = False) -> None:
-        """End the kernels, unless the next server takes them over."""
-        if not self.keeps:
-            await super().shutdown_all(now=now)
-        elif count := len(self.list_kernel_ids()):
-            kept = format_count(count, "kernel")
-            self.log.info("roost: %s kept at the gateway, for the next server of this name.", kept)
-
-
-def remember_kernels(kernels: Any, state: ServerState, *, keeps: bool) -> None:
-    """Let a server's manager of kernels behind a gateway remember them in `state`, and show the gateway's sentences."""
-    change_class(kernels, RememberedKernels)
-    kernels.state, kernels.keeps = state, keeps
-    kernels.kernel_manager_class = f"{__name__}.GatewayKernelManager"

@@ -80,6 +80,8 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
             env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S,
         )  # fmt: skip
         found = json.loads(done.stdout.strip().rpartition("\n")[2])
+        if not isinstance(found, dict):
+            raise ValueError(found)
         is_here = _is_here(found.pop("place"))
         try:
             check_command(command, executable)

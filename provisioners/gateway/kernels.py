@@ -19,12 +19,12 @@ from roost.provisioners.request_options import read_seconds
 from roost.provisioners.server_extension.chosen_id import read_kernel_id
 from roost.provisioners.server_extension.pending_starts import PendingStarts
 from roost.provisioners.server_extension.reasons import describe
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError, RoostError
 
 from .gateway import Gateway
 from .own_kernels import KernelRecord, refuse_kernel
-from .settings import OWN_PLACES
 from .start_variables import build_variables, check_references, inherit
 
 _UNREADABLE = (NoSuchKernel, TraitError, TypeError, AttributeError, ValueError, OSError)
@@ -166,9 +166,9 @@ class GatewayKernels(PendingStarts):
         settings = self.gateway.settings
         if find_provisioner(spec.to_dict()) != PROVISIONER:
             return f"The gateway starts roost's kernelspecs only, and {name} is none: ask the operator."
-        if backend not in OWN_PLACES and backend not in settings.shared_accounts:
-            return f"Kernels of {backend} would share one account: the operator has to add it to shared_accounts."
         try:
+            if not get_spec(backend).separates_kernels and backend not in settings.shared_accounts:
+                return f"Kernels of {backend} would share one account: the operator has to add it to shared_accounts."
             if user is not None:
                 self.gateway.check_user(user, name)
         except RoostError as problem:

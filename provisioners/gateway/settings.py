@@ -20,8 +20,6 @@ from roost.scheduler.input_files import check_input
 from roost.scheduler.messages import Finding
 
 CONFIG_NAME = "roost_gateway_config.py"
-OWN_PLACES = frozenset({"docker", "kubernetes"})
-"""The backends whose kernels have a container or a pod of their own. On all others, people share one account."""
 
 
 class RoostGateway(LoggingConfigurable):

@@ -28,8 +28,11 @@ _SECRET_URL = re.compile(
     r"\w://[^/\s@]*:[^/\s@]*@|\w://[^/\s:@]+@|(^|[\s,;='\"])[\w.-]+:[^/\s@]+@(?!sha256:)"
 )
 """A URL with a user or a password, or `USER:PASSWORD@HOST`. An image may have the digest `@sha256:…`."""
-_ASSIGNMENT = re.compile(r"""([A-Za-z][\w.-]*)["']?\s*[=:]\s*(\S*)|--?([A-Za-z][\w.-]*)\s+(\S*)""")
-"""A name to which a text gives a value, as in `NAME=…`, `"name": …` and `--name …`, and the value."""
+_ASSIGNMENT = re.compile(r"""([A-Za-z][\w.-]*)["']?\s*[=:]\s*(\S*)|--?([A-Za-z][\w.-]*)\s+(?=(\S*))""")
+"""A name to which a text gives a value, as in `NAME=…`, `"name": …` and `--name …`, and the value.
+
+The value of an option may be an assignment itself.
+"""
 _REFERENCE = re.compile(r"""["']?(\$\{?\w+(:-)?\}?|\$?\{\w+\})["',]*""")
 """A value that only names another one, and so is no secret itself."""
 _LONGEST_SHOWN = 120

@@ -29,6 +29,7 @@ cluster_page.py     `/roost`: the clusters live, with its files in page/
 kernel_status.py    the node and the use of a kernel, for JupyterLab and Notebook
 labextension/       shows that node and use in JupyterLab and Notebook, and keeps cells that are run early
 kernel_gateway.py   pending starts for Jupyter Kernel Gateway, by configuration
+gateway_kernels.py  the kernels of a server that run behind a gateway, for the next server
 jupyter_config/     enables the extension on install
 
     Jupyter Server ── starts, restarts, ends ──> PendingStarts ──> RoostProvisioner ──> service

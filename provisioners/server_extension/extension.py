@@ -195,7 +195,7 @@ class RoostExtension(LoggingConfigurable):
         from jupyter_server.gateway.managers import GatewayMappingKernelManager
         from tornado.web import HTTPError
 
-        from roost.provisioners.gateway_client import remember_kernels
+        from .gateway_kernels import remember_kernels
 
         kernels = self.serverapp.kernel_manager
         if type(kernels) is not GatewayMappingKernelManager:

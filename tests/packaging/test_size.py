@@ -40,7 +40,7 @@ ROOMS = {
     "benchmarks/bench": Size(3220, 1900),
     "benchmarks/simulated": Size(593, 352),
     "launchers": Size(15, 0),
-    "launchers/agent": Size(7168, 4164),
+    "launchers/agent": Size(7175, 4170),
     "launchers/bridge": Size(921, 550),
     "launchers/daemon": Size(1610, 883),
     "launchers/machine_book": Size(827, 446),
@@ -51,25 +51,25 @@ ROOMS = {
     "placement/model": Size(1125, 562),
     "placement/rules": Size(922, 490),
     "placement/tables": Size(745, 425),
-    "provisioners": Size(3411, 1847),
-    "provisioners/gateway": Size(1833, 1051),
+    "provisioners": Size(3505, 1891),
+    "provisioners/gateway": Size(1856, 1067),
     "provisioners/jupyter_config": Size(13, 1),
-    "provisioners/migration": Size(2375, 1325),
-    "provisioners/server_extension": Size(4489, 2272),
+    "provisioners/migration": Size(2373, 1324),
+    "provisioners/server_extension": Size(4563, 2318),
     "roost": Size(90, 43),
     "scheduler": Size(512, 217),
-    "scheduler/backends": Size(1398, 643),
+    "scheduler/backends": Size(1400, 644),
     "scheduler/backends/agent_per_kernel": Size(878, 451),
     "scheduler/backends/agent_per_node": Size(1552, 955),
-    "scheduler/backends/dask": Size(1764, 1052),
-    "scheduler/backends/docker": Size(2119, 1183),
-    "scheduler/backends/kubernetes": Size(3041, 1493),
+    "scheduler/backends/dask": Size(1765, 1053),
+    "scheduler/backends/docker": Size(2120, 1183),
+    "scheduler/backends/kubernetes": Size(3042, 1493),
     "scheduler/backends/local": Size(256, 148),
     "scheduler/backends/ray": Size(2810, 1534),
     "scheduler/backends/ssh": Size(2565, 1327),
     "scheduler/backends/yarn": Size(5060, 2830),
-    "scheduler/cli": Size(2672, 1716),
-    "scheduler/client": Size(1784, 983),
+    "scheduler/cli": Size(2612, 1675),
+    "scheduler/client": Size(1793, 989),
     "scheduler/config": Size(548, 308),
     "scheduler/core": Size(3783, 2258),
     "scheduler/policies": Size(1300, 807),
@@ -100,7 +100,7 @@ MEMBERS = {
     "UserSource": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 137, 17, 510
+SETTINGS, COMMANDS, MODULES = 137, 16, 511
 
 
 def list_files() -> list[Path]:

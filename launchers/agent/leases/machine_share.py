@@ -68,6 +68,9 @@ class MachineShare:
     def _note(self, view: View) -> None:
         """Note the promises of others. Look again in a second if there are some, or if a change is not reported yet."""
         self.view, self._problem = view, ""
+        self._plan_look()
+
+    def _plan_look(self) -> None:
         is_changed = _list_amounts(self.view) != self._reported
         if self._on_change is not None and (self.view.others or is_changed) and self not in self._timers:
             self._timers.later(LOOK_S, self._look_and_report, key=self)
@@ -82,8 +85,10 @@ class MachineShare:
 
     def watch(self, on_change: Callable[[], object]) -> None:
         """Call `on_change` from now on, within a second after others hold more or less. May be repeated."""
-        self._on_change = on_change
+        self._on_change = None  # the first look is no change
         self._reported = _list_amounts(self.look())
+        self._on_change = on_change
+        self._plan_look()
 
     def unwatch(self) -> None:
         """Watch the others no more. May be repeated."""

@@ -76,6 +76,7 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
     if not separator:
         is_encrypted = settings.tls_ca_file or _read_configuration("distributed.comm.require-encryption")
         scheme = "tls" if is_encrypted else "tcp"
+    scheme = scheme.lower()
     host, _, port = where.rpartition(":")
     if scheme not in ("tcp", "tls") or not host or not port.isdigit():
         raise ConfigError(

@@ -27,6 +27,7 @@ SPEC = BackendSpec(
     address_variable="DOCKER_HOST",
     cluster="roost.scheduler.backends.docker.settings:name_cluster",
     packages=("docker",),
+    separates_kernels=True,
     has_agent_per_kernel=True,
     request_options=(
         RequestOption(

@@ -30,6 +30,7 @@ SPEC = BackendSpec(
     address_variable="KUBECONFIG",
     cluster="roost.scheduler.backends.kubernetes.kubeconfig:name_cluster",
     packages=("kubernetes",),
+    separates_kernels=True,
     has_agent_per_kernel=True,
     check="roost.scheduler.backends.kubernetes.backend:check",
     request_options=(

@@ -54,7 +54,7 @@ def test_a_new_kernelspec_stands_before_the_old_one(folders: JupyterFolders) -> 
     new = folders.user / "kernels" / "Spark"
     assert read_new(new)["metadata"]["kernel_provisioner"]["config"] == {"backend": "local"}
     assert (new / "logo-64x64.png").read_bytes() == b"png"
-    assert read_new(old)["metadata"]["process_proxy"]
+    assert json.loads((old / "kernel.json").read_text())["metadata"]["process_proxy"]
     assert migrate("--undo") == 0
     assert list_files(folders) == before
 

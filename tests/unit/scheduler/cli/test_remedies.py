@@ -16,7 +16,7 @@ from roost.scheduler.client.advice import WITHOUT_BACKEND, Advice
 
 ROOT = Path(roost.__file__).parent
 FOLDERS = ("launchers", "placement", "provisioners", "scheduler")
-IN_BACKTICKS = re.compile(r"`((?:roost|jupyter) [^`]*)`")
+IN_BACKTICKS = re.compile(r"`((?:[\w%]+=\S+ )?(?:roost|jupyter) [^`]*)`")
 BARE = re.compile(
     r"(?<![`.\w-])roost (?:doctor|drain|events|explain|kernels|kernelspec|logs|machine|nodes|stop|up)\b"
 )
