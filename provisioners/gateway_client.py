@@ -67,6 +67,10 @@ class GatewayKernelManager(managers.GatewayKernelManager):  # type: ignore[misc]
         with _showing_refusals():
             await super().start_kernel(**kwargs)
 
+    async def _async_is_alive(self) -> bool:
+        """Return whether the gateway has the kernel. A client of the kernel asks."""
+        return bool(await self.is_alive())
+
     async def restart_kernel(self, **kwargs: Any) -> None:
         """Restart the kernel. Raises `HTTPError`."""
         with _showing_refusals():

@@ -28,6 +28,8 @@ OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
         "_create_connected_socket",
     ),
     "_PromptManager": ("_async_shutdown_kernel", "_async_start_kernel"),
+    # jupyter_client 8.10: the client of a kernel calls it, and Jupyter Server's manager behind a gateway lacks it.
+    "GatewayKernelManager": ("_async_is_alive",),
     # jupyter_server 2.17–2.21: `start_kernel` awaits the first, and `shutdown_all` calls the second for each kernel.
     "PendingStarts": ("_async_shutdown_kernel", "_finish_kernel_start"),
 }

@@ -33,7 +33,7 @@ STOP_TIMEOUT_S = 20.0
 _SHOWN_LINES = 100
 """How many lines of the log the error of a server has that did not start."""
 
-_SERVING = re.compile(r"http://127\.0\.0\.1:(\d+)/")
+_SERVING = re.compile(r"http://127\.0\.0\.1:(\d+)/(?!api)")  # not the address of a gateway's API
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 

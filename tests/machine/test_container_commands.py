@@ -13,13 +13,14 @@ import pytest
 import roost
 from kit.jupyter.kernelspecs import write_kernelspec
 from roost.launchers.agent.interpreter_probe import probe
-from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import LaunchError
 from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
 Enter = Callable[..., list[str]]
+ENCRYPTED = {"supported_encryption": ["curve"]}
+"""The metadata of a kernelspec: roost cannot see which ipykernel is in a container."""
 
 
 @pytest.fixture
@@ -48,31 +49,31 @@ def jupyter_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_container_without_roosts_folder_runs_a_kernel(
-    runtime_dir: Path, tmp_path: Path, jupyter_dir: Path, enter: Enter
+    settled_runtime_dir: Path, tmp_path: Path, jupyter_dir: Path, enter: Enter
 ) -> None:
-    write_kernelspec(tmp_path / "kernels", "contained", enter(runtime_dir))
+    write_kernelspec(tmp_path / "kernels", "contained", enter(settled_runtime_dir), metadata=ENCRYPTED)
     with roost.start_kernel("contained", backend="local") as kernel:
         (file,) = (jupyter_dir / "roost").iterdir()
         assert file.name == f"kernel-{kernel.id}.json"
-        assert kernel.execute(f"__import__('os').listdir({str(runtime_dir)!r})").text == "[]"
+        assert kernel.execute(f"__import__('os').listdir({str(settled_runtime_dir)!r})").text == "[]"
         kernel.restart()
         assert kernel.execute("7").text == "7"
     until_blocking(lambda: not list((jupyter_dir / "roost").iterdir()), "its connection file is gone")
-    disconnect()
 
 
 def test_a_kernel_that_does_not_see_its_file_is_one_sentence(
-    runtime_dir: Path, tmp_path: Path, jupyter_dir: Path, enter: Enter
+    settled_runtime_dir: Path, tmp_path: Path, jupyter_dir: Path, enter: Enter
 ) -> None:
     jupyter_dir.mkdir()
-    write_kernelspec(tmp_path / "kernels", "contained", enter(runtime_dir, jupyter_dir))
+    write_kernelspec(
+        tmp_path / "kernels", "contained", enter(settled_runtime_dir, jupyter_dir), metadata=ENCRYPTED
+    )
     began = time.monotonic()
     with pytest.raises(
         LaunchError, match=rf"there is no file {jupyter_dir}/roost/kernel-.* as `apptainer exec"
     ):
         roost.start_kernel("contained", backend="local", timeout_s=allow_s(60))
     assert time.monotonic() - began < allow_s(15)
-    disconnect()
 
 
 def test_no_advice_leaves_the_container(tmp_path: Path, enter: Enter) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import roost
 from kit.machine.daemons import settle
-from roost.scheduler.cli import main
+from roost.scheduler.cli.main import main
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import NoNodeEver
 

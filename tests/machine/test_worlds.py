@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import roost
+from kit.jupyter.front_end import front_end
 from kit.jupyter.restarted_servers import end, listed, serving, start
 from kit.machine.control_groups import why_not
 from roost.launchers.agent.limits.cgroups import find_own_group
@@ -106,6 +107,8 @@ def test_two_units_of_one_name_have_one_service(
 async def test_a_server_in_another_world_says_how_its_kernel_ends(one_gpu: Path) -> None:
     async with serving(one_gpu, host="other-world") as server:
         kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id) as front:
+            await front.ended(await front.run("1"))
         await end(server)
     async with serving(one_gpu) as server:
         assert await listed(server) == {}

@@ -62,7 +62,7 @@ async def test_two_people_and_a_second_gateway(folder: Path) -> None:
         await until_it_serves(second, port)
         assert await run_cell(ada, adas, "print(x + 1)") == "42\n"
         assert (await eve.api("GET", f"kernels/{adas}"))[0] == 404
-        assert (await ada.api("POST", f"kernels/{adas}/restart"))[0] == 200
+        assert (await ada.api("POST", f"kernels/{adas}/restart", {}))[0] == 200
         assert await run_cell(ada, adas, SHOW) == "ada red None\n"
         owners = await list_owners()
         assert owners == {adas: "ada", eves: "eve"}
@@ -113,7 +113,7 @@ async def test_gateways_that_are_killed_inside_a_printing_cell_lose_nothing(fold
                     assert shown([*front.about(cell), *after.about(cell)]) == numbers
                 assert await run_cell(laptop, kernels[person], "print(turn)") == f"{turn}\n"
             restarted, killed = ("ada", "eve") if turn % 2 else ("eve", "ada")
-            status, _ = await laptops[restarted].api("POST", f"kernels/{kernels[restarted]}/restart")
+            status, _ = await laptops[restarted].api("POST", f"kernels/{kernels[restarted]}/restart", {})
             assert status == 200
             async with front_end(laptops[killed], kernels[killed], killed) as front:
                 await front.run("import os; os.kill(os.getpid(), 9)")

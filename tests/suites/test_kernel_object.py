@@ -54,7 +54,7 @@ def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None
         assert not wait_gone(pid, 0)
     assert wait_gone(pid, 0)
     assert connect(backend).kernels().result(allow_s(10)) == []
-    assert list(roosted.glob("*")) == []
+    assert [each for each in roosted.rglob("*") if not each.is_dir()] == []
     kernel.stop()
 
 

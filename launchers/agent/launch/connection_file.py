@@ -56,17 +56,27 @@ def _remove_shown(folder: Path) -> None:
 
 
 def find_blind(path: Path) -> frozenset[int]:
-    """Return the processes whose command lines name this file, and which do not see it. Reads all command lines."""
+    """Return the processes whose command lines name this file, and which see none or another one in its place.
+
+    ipykernel writes a file of its own if there is none. Reads all command lines.
+    """
     found = set()
+    own = _stat(path)
     for entry in os.listdir("/proc"):
         with suppress(OSError):
             command = Path("/proc", entry, "cmdline").read_bytes() if entry.isdecimal() else b""
+            if os.fsencode(path) not in command:
+                continue
             root = f"/proc/{entry}/root"
-            # Another user's files cannot be seen from here: then nothing is known.
-            if (
-                os.fsencode(path) in command
-                and os.path.exists(f"{root}/.")
-                and not os.path.exists(f"{root}{path}")
-            ):
+            os.stat(f"{root}/.")  # another user's files cannot be seen from here: then nothing is known
+            seen = _stat(f"{root}{path}")
+            if seen is None or (own is not None and not os.path.samestat(own, seen)):
                 found.add(int(entry))
     return frozenset(found)
+
+
+def _stat(path: str | Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None

@@ -25,6 +25,7 @@ def kernel_pid(kernel_id: str) -> int:
     """Return the pid of a kernel as this machine sees it, or 0 if the kernel is not found."""
     folder = hashlib.sha256(kernel_id.encode()).hexdigest()[:32]
     for process in psutil.process_iter(["cmdline"]):
-        if any(f"/kernels/{folder}/" in part for part in process.info["cmdline"] or ()):
+        names = (f"/kernels/{folder}/", f"/kernel-{kernel_id}.json")
+        if any(name in part for part in process.info["cmdline"] or () for name in names):
             return int(process.pid)
     return 0

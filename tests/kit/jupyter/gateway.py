@@ -97,6 +97,8 @@ class RunningGateway:
         except HTTPClientError as problem:
             return Answer(status=problem.code)
         socket.close()
+        while await asyncio.wait_for(socket.read_message(), allow_s(20)) is not None:
+            """The connection is closed once the gateway has answered."""
         return Answer(status=101)
 
     async def start(self, person: str, name: str = "roosted", **body: Any) -> str:

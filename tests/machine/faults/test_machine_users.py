@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -67,15 +68,14 @@ def open_book(folder: Path, owner: str) -> MachineBook:
 
 
 @pytest.fixture
-def book_folder(tmp_path: Path) -> Path:
-    """Return a folder for the book, which all users may enter."""
-    folder = tmp_path / "book"
-    folder.mkdir()
-    folder.chmod(0o1777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    tmp_path.chmod(0o1777)
-    return folder
+def book_folder() -> Iterator[Path]:
+    """Return a folder for the book, in one which all users may enter and change."""
+    with TemporaryDirectory(prefix="book-", dir="/tmp") as name:
+        folder = Path(name, "book")
+        folder.mkdir()
+        for each in (folder, folder.parent):
+            each.chmod(0o1777)
+        yield folder
 
 
 CONTENDER = """
