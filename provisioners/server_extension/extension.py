@@ -195,9 +195,12 @@ class RoostExtension(LoggingConfigurable):
         from jupyter_server.gateway.managers import GatewayMappingKernelManager
         from tornado.web import HTTPError
 
-        from .gateway_kernels import remember_kernels
+        from .gateway_kernels import GatewayWebSocketConnection, PatientConnection, remember_kernels
 
-        kernels = self.serverapp.kernel_manager
+        server, kernels = self.serverapp, self.serverapp.kernel_manager
+        if server.kernel_websocket_connection_class is GatewayWebSocketConnection:
+            server.kernel_websocket_connection_class = PatientConnection
+            server.web_app.settings["kernel_websocket_connection_class"] = PatientConnection
         if type(kernels) is not GatewayMappingKernelManager:
             return
         self.log.info("roost: this server's kernels run behind a gateway, and the next server has them too.")

@@ -5,12 +5,52 @@ from __future__ import annotations
 from typing import Any
 
 from jupyter_server.gateway import managers
+from jupyter_server.gateway.connections import GatewayWebSocketConnection
 
 from roost.placement.model.format import format_count
 from roost.provisioners.gateway_client import GatewayKernelManager
 from roost.provisioners.jupyter_internals import change_class, list_kernel
 
 from .server_state import ServerState
+
+_MOST_HELD = 1_000
+"""At most this many messages of a client wait for the gateway."""
+
+
+class PatientConnection(GatewayWebSocketConnection):  # type: ignore[misc]
+    """The websocket of a client, which Jupyter Server passes on to the gateway.
+
+    Jupyter Server itself drops what the client sends while the gateway is away, and the cell would wait for ever.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._held: list[Any] = []
+
+    @property
+    def _is_connected(self) -> bool:
+        protocol = self.ws.protocol if self.ws is not None else None
+        return protocol is not None and not protocol.stream.closed()
+
+    async def connect(self) -> None:
+        """Connect with the gateway, and then send what the client has sent meanwhile."""
+        await super().connect()
+        self.ws_future.add_done_callback(lambda _: self._send_held())
+
+    def handle_incoming_message(self, message: Any) -> None:
+        """Send a message to the gateway, or hold it until the gateway is back."""
+        if self._is_connected and not self._held:
+            super().handle_incoming_message(message)
+        elif len(self._held) < _MOST_HELD:
+            self._held.append(message)
+        else:
+            self.log.warning("kernel=%s a message was dropped: the gateway is away", self.kernel_id)
+
+    def _send_held(self) -> None:
+        if self._is_connected:
+            held, self._held = self._held, []
+            for message in held:
+                super().handle_incoming_message(message)
 
 
 class RememberedKernels(managers.GatewayMappingKernelManager):  # type: ignore[misc]
