@@ -192,10 +192,11 @@ class RoostExtension(LoggingConfigurable):
 
     def _remember_kernels(self) -> None:
         """List the kernels behind a gateway that the earlier server had, before the first request comes."""
+        from jupyter_server.gateway.connections import GatewayWebSocketConnection
         from jupyter_server.gateway.managers import GatewayMappingKernelManager
         from tornado.web import HTTPError
 
-        from .gateway_kernels import GatewayWebSocketConnection, PatientConnection, remember_kernels
+        from .gateway_kernels import PatientConnection, remember_kernels
 
         server, kernels = self.serverapp, self.serverapp.kernel_manager
         if server.kernel_websocket_connection_class is GatewayWebSocketConnection:

@@ -55,7 +55,7 @@ ROOMS = {
     "provisioners/gateway": Size(1856, 1067),
     "provisioners/jupyter_config": Size(13, 1),
     "provisioners/migration": Size(2373, 1324),
-    "provisioners/server_extension": Size(4606, 2344),
+    "provisioners/server_extension": Size(4607, 2345),
     "roost": Size(90, 43),
     "scheduler": Size(512, 217),
     "scheduler/backends": Size(1400, 644),
