@@ -175,7 +175,7 @@ def _add_kernelspec(commands: Subparsers) -> None:
     install.add_argument("--check-on", metavar="HOST", action="append", default=[], help=what)
     what = "do not test the kernelspec's Python, nor its kernels' settings on the cluster"
     install.add_argument("--no-check", action="store_true", help=what)
-    add_scheduler(install)
+    add_scheduler(install, follows_service=False)
     add_request(install)
     _add_folder(install)
     what = "list roost's kernelspecs, and test whether they can start kernels"
@@ -278,7 +278,7 @@ def _add_bench(commands: Subparsers) -> None:
     placement.add_argument("--live", action="store_true", help=what)
     what = "nodes for a trace: a list (FILE.csv), or saved with `roost nodes --json`; may be repeated (the scheduler's)"
     placement.add_argument("--cluster", metavar="FILE", action="append", default=[], help=what)
-    add_scheduler(placement)
+    add_scheduler(placement, follows_service=False)
     what = "nodes of a cluster that is drawn; may be repeated (1000, 10000, 100000)"
     placement.add_argument("--nodes", metavar="N", type=parse_count, action="append", default=[], help=what)
     what = "the policy that decides (NAME, FILE.py:NAME or MODULE:NAME); may be repeated (balanced; on a trace all)"
@@ -300,7 +300,7 @@ def _add_benchmark(actions: Subparsers, name: str, what: str) -> argparse.Argume
     parser.add_argument("--baseline", metavar="WHAT", action="append", default=[], help=what)
     parser.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each side")
     _add_result(parser, name, "few repetitions, to try it out")
-    add_scheduler(parser)
+    add_scheduler(parser, follows_service=False)
     add_request(parser)
     return parser
 

@@ -33,7 +33,10 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 
 def list_kernels(arguments: argparse.Namespace) -> int:
     client = connect_scheduler(arguments)
-    found = wait_for(client.kernels(with_use=not arguments.pending))
+    may_have_kernels = (
+        client.may_have_kernels()
+    )  # or a service would start in order to say that there are none
+    found = wait_for(client.kernels(with_use=not arguments.pending)) if may_have_kernels else []
     kernels = [kernel for kernel in found if not arguments.pending or kernel.state == "queued"]
     document = {"kernels": [_to_document(kernel) for kernel in kernels]}
 
@@ -45,7 +48,7 @@ def list_kernels(arguments: argparse.Namespace) -> int:
             print(
                 f"Kernels of another world are not listed: `{NAME_VARIABLE}={world} roost kernels` lists them."
             )
-        if not found and (count := _count_elsewhere(client)):
+        if may_have_kernels and not found and (count := _count_elsewhere(client)):
             are = "kernel of yours was" if count == 1 else "kernels of yours were"
             print(
                 f"{count} {are} started on this cluster by other services: on another machine, or for another "

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from roost.launchers.daemon.private_files import FolderError, settle_home
         from roost.scheduler.errors import ConfigError, RoostError
 
-        from .options import advise
+        from .options import advise, choose_backend
     finally:
         if can_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout = CleanOutput(out)
     try:
         settle_home()
+        choose_backend(arguments)
         code = action(arguments)
         out.flush()
         return code

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,19 @@ if TYPE_CHECKING:
     from roost.scheduler.client.client import Client
 
 
-def add_scheduler(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name a scheduler; `connect_scheduler` reads them."""
-    what = f"kind of cluster ({DEFAULT_BACKEND})"
-    parser.add_argument("--backend", metavar="NAME", default=DEFAULT_BACKEND, help=what)
+BACKEND_VARIABLE = "ROOST_BACKEND"
+"""The environment variable with the backend of commands that name none."""
+
+
+def add_scheduler(parser: argparse.ArgumentParser, *, follows_service: bool = True) -> None:
+    """Add the options that name a scheduler; `connect_scheduler` reads them.
+
+    `follows_service`: without a name, the command asks the only service that runs.
+    """
+    otherwise = "else that of the only service that runs, " if follows_service else ""
+    what = f"kind of cluster (${BACKEND_VARIABLE}, {otherwise}else {DEFAULT_BACKEND})"
+    parser.add_argument("--backend", metavar="NAME", default="", help=what)
+    parser.set_defaults(follows_service=follows_service)
     what = "option of that backend, such as address=host:6379"
     parser.add_argument("--backend-option", metavar="KEY=VALUE", action="append", default=[], help=what)
 
@@ -123,6 +133,21 @@ def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
         "options": split_pairs("--option", arguments.options, "name=value"),
     }
     return {key: value for key, value in config.items() if value not in (None, "", [], {})}
+
+
+def choose_backend(arguments: argparse.Namespace) -> None:
+    """Fill in the backend of a command that has such an option, if its user has named none."""
+    if getattr(arguments, "backend", DEFAULT_BACKEND):
+        return
+    arguments.backend = os.environ.get(BACKEND_VARIABLE, "").strip()
+    if not arguments.backend and arguments.follows_service and not arguments.backend_option:
+        from roost.scheduler.client.running_services import find_services
+
+        services = find_services()
+        if len(services) == 1:
+            arguments.backend = services[0].backend
+            arguments.backend_option = [f"address={each.address}" for each in services if each.is_named]
+    arguments.backend = arguments.backend or DEFAULT_BACKEND
 
 
 def connect_scheduler(arguments: argparse.Namespace) -> Client:

@@ -306,6 +306,12 @@ class Client:
         """True if the service runs now. This does not start it."""
         return read_announcement(self._connection.folder) is not None
 
+    def may_have_kernels(self) -> bool:
+        """True unless this machine has neither the service nor an agent. This starts neither."""
+        if self.is_running() or not get_spec(self.backend).runs_on_this_machine:
+            return True
+        return any(read_announcement(folder) is not None for folder in runtime_dir().glob("agent*"))
+
     def service_folder(self) -> Path:
         """Return the folder of the service, which may not run. Blocks for milliseconds."""
         return self._connection.folder

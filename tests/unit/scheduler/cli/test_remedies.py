@@ -71,7 +71,7 @@ def test_each_command_parses_as_it_is_printed() -> None:
         arguments = build_parser().parse_args(words[1:])
         assert find_action(arguments.action) is not None
         if words[1] not in WITHOUT_BACKEND:
-            assert arguments.backend == backend
+            assert (arguments.backend or "local") == backend
             assert arguments.backend_option == (["namespace=a b"] if backend == "kubernetes" else [])
 
     commands = [each for each in COMMANDS if each.startswith("roost ")]
@@ -97,6 +97,6 @@ def test_only_commands_that_ask_a_scheduler_get_a_backend() -> None:
     takes = {
         name
         for name, each in dict(commands or {}).items()
-        if any("--backend" in action.option_strings and action.default == "local" for action in each._actions)
+        if any("--backend" in action.option_strings and action.default == "" for action in each._actions)
     }
     assert set(commands or ()) - takes == WITHOUT_BACKEND
