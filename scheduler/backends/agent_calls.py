@@ -95,6 +95,15 @@ class Agents:
             return None
         return task.result()
 
+    async def leave(self) -> None:
+        """Have all agents that are connected end themselves. One that does not answer ends when it is idle."""
+        clients = [
+            found for endpoint in list(self._clients) if (found := self.connected(endpoint)) is not None
+        ]
+        for outcome in await asyncio.gather(*(each.leave() for each in clients), return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.warning("an agent does not leave: %s", outcome)
+
     async def close(self) -> None:
         """Close all connections."""
         tasks = list(self._clients.values())

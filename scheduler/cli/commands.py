@@ -31,7 +31,7 @@ _HELP_WIDTH = 76
 _GROUPS = {
     "kernels": ("kernels", "top", "explain", "logs", "events", "stop"),
     "many people": ("gateway",),
-    "the cluster": ("nodes", "up", "drain", "restart-service", "machine"),
+    "the cluster": ("nodes", "up", "down", "drain", "restart-service", "machine"),
     "kernelspecs": ("kernelspec", "migrate"),
     "checks": ("doctor", "bench"),
 }
@@ -153,6 +153,11 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     up = _add_command(commands, "up", "nodes:start_agents", what)
     what = "end the service and start the next one, which reads the settings again; kernels live on"
     restart = _add_command(commands, "restart-service", "services:restart", what)
+    what = "end all services and agents of this user on this machine, if there are no kernels"
+    down = _add_command(commands, "down", "services:end_all", what)
+    down.add_argument("--kernels", action="store_true", help="end the kernels, too")
+    what = "wait this long before killing a kernel (5)"
+    down.add_argument("--grace", metavar="SECONDS", type=parse_amount, default=5.0, help=what)
     for parser in (nodes, explain, kernels, top, events, logs, stop, drain, up, restart):
         add_scheduler(parser)
     add_request(explain)

@@ -20,7 +20,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 E = TypeVar("E", bound=RoostError)
 T = TypeVar("T")
 
-WITHOUT_BACKEND = frozenset({"bench", "gateway", "kernelspec", "machine", "migrate"})
+WITHOUT_BACKEND = frozenset({"bench", "down", "gateway", "kernelspec", "machine", "migrate"})
 """The commands that no backend is added to: they ask no scheduler."""
 _COMMAND = re.compile(r"`roost ([\w-]+)([^`]*)`")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from .service_folder import PROTOCOL
 
 _CONNECT_S = 2.0
 _ANSWER_S = 5.0
+_STOP_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,23 @@ class ServiceReading:
     kernels: list[Any]
 
 
+async def end_service(service: RunningService, kernel_ids: Sequence[str], grace_s: float) -> None:
+    """Stop these kernels of a service, and then end its agents and itself. Raises `RoostError`."""
+    client = RpcClient(f"ipc://{service.folder}/socket")
+    try:
+        await client.connect(timeout_s=_CONNECT_S)
+        for kernel_id in kernel_ids:
+            arguments = {"kernel_id": kernel_id, "grace_s": grace_s}
+            await client.call("stop", arguments, timeout_s=grace_s + _STOP_S)
+        await client.call("end_all", timeout_s=_STOP_S)
+    except rpc.RemoteError as problem:
+        raise from_remote(problem) from None
+    except (rpc.RpcError, asyncio.TimeoutError):
+        raise _no_answer(service) from None
+    finally:
+        await client.close()
+
+
 async def read_service(service: RunningService) -> ServiceReading:
     """Return the nodes of a running service, and its kernels with their use. Raises `RoostError`."""
     client = RpcClient(f"ipc://{service.folder}/socket")
@@ -96,7 +114,11 @@ async def read_service(service: RunningService) -> ServiceReading:
     except rpc.RemoteError as problem:
         raise from_remote(problem) from None
     except (rpc.RpcError, asyncio.TimeoutError):
-        where = f"{service.backend}, pid {service.pid}, log {service.folder / 'log'}"
-        raise BackendUnavailable(f"The scheduler service ({where}) does not answer.") from None
+        raise _no_answer(service) from None
     finally:
         await client.close()
+
+
+def _no_answer(service: RunningService) -> BackendUnavailable:
+    where = f"{service.backend}, pid {service.pid}, log {service.folder / 'log'}"
+    return BackendUnavailable(f"The scheduler service ({where}) does not answer.")

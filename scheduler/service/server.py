@@ -76,8 +76,10 @@ class Service:
         settings: Settings,
         spec: BackendSpec,
         options: Mapping[str, Any] = NO_OPTIONS,
+        agents: Agents | None = None,
     ) -> None:
         self.core = scheduler
+        self._agents = agents or Agents()
         self._options = options
         self._settings = settings
         self._spec = spec
@@ -196,6 +198,13 @@ class Service:
             found.append({"level": "warning", "what": self.metrics_problem, "do": do})
         return found
 
+    async def end_all(self) -> None:
+        """End the agents, and then this service. Raises `ConfigError` while there are kernels or starts."""
+        if not self.core.is_idle():
+            raise ConfigError("There are kernels or starts: end them first.")
+        await self._agents.leave()
+        self.leave()
+
     def leave(self) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
@@ -254,6 +263,7 @@ OPERATIONS: Mapping[str, Route] = {
     "doctor": Route("", Service.diagnose, "findings"),
     "events": Route("core.events", EventStream.recent, "events"),
     "leave": Route("", Service.leave),
+    "end_all": Route("", Service.end_all),
 }
 
 
@@ -279,7 +289,7 @@ async def serve(
         backend = create_backend(spec, settings, own_settings, folder, agents)
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
-        service = Service(scheduler, settings, spec, options)
+        service = Service(scheduler, settings, spec, options, agents)
         scheduler.events.listen(log_decision)
         serving = contextlib.ExitStack()
         loop = asyncio.get_running_loop()
