@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+from roost.scheduler.client.client import Client
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,
@@ -42,6 +43,9 @@ class Holder(Protocol):
     """The name under which the next server adopts these kernels; empty if none does."""
     adopting: set[str]
     """The ids of the kernels that are adopted now. The provisioner takes them over instead of starting them."""
+
+    def find_client(self, kernel_id: str, backend: str) -> Client | None:
+        """Return the client of the service that has this kernel; None for the application's own service."""
 
     def note_waiting(self, kernel_id: str) -> None:
         """Note that `waiting` of the kernel's provisioner has changed. Any thread may call this."""

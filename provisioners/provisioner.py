@@ -179,7 +179,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 warning = protect_channels(
                     km,
                     argv,
-                    self.encrypt,
+                    "required" if self.service.is_of_another_user else self.encrypt,
                     is_local=self._is_local,
                     requiring_backend=spec.name if spec.requires_encryption else "",
                 )
@@ -423,8 +423,15 @@ class RoostProvisioner(KernelProvisionerBase):
     @property
     def service(self) -> Client:
         if self._client is None:
-            self._client = connect(self.backend, **self.backend_options)
+            holder = find_holder(self.parent)
+            found = None if holder is None else holder.find_client(self._id, self.backend)
+            self._client = found or connect(self.backend, **self.backend_options)
         return self._client
+
+    @property
+    def _shares_user(self) -> bool:
+        """True if the kernel runs on this machine as this process's user."""
+        return self._is_local and not self.service.is_of_another_user
 
     @property
     def request(self) -> Request:
@@ -435,13 +442,16 @@ class RoostProvisioner(KernelProvisionerBase):
     def _read_options(self, env: Mapping[str, str]) -> StartOptions:
         options = {name: getattr(self, name) for name in OPTIONS}
         found = read_start_options(options, env)
-        own = build_environment(env, self.kernel_spec.env, is_local=self._is_local, also=self.environment)
+        own = build_environment(env, self.kernel_spec.env, is_local=self._shares_user, also=self.environment)
         return replace(found, request=limit_gpus(found.request, self.backend, own))
 
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
-        is_restart, is_local = self._has_lease, self._is_local
+        is_restart, is_local = self._has_lease, self._shares_user
         options = self._options or self._read_options(env)
-        self._cwd = choose_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
+        if self.service.is_of_another_user:  # without a folder of theirs, the kernel starts in their home
+            self._cwd = env.get("KERNEL_WORKING_DIR", "")
+        else:
+            self._cwd = choose_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
         start = StartKernel(
             kernel_id=self._id,
             launch_id=uuid.uuid4().hex,
@@ -454,12 +464,13 @@ class RoostProvisioner(KernelProvisionerBase):
             may_fork=self.fork,
             context=read_context() if is_local else UNKNOWN,
             connection_folder=choose_connection_folder() if is_local else "",
+            is_of_another_user=self.service.is_of_another_user,
             launch_timeout_s=options.launch_timeout_s,
             queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
         )
         if not is_restart and is_adopted(self.parent, self._id):
             return await self.adopt(start)
-        if not is_local:
+        if not self._is_local:
             check_deploy_mode(start.argv, start.env)
         if self._stopping is not None:
             self._stopping.cancel()  # or it could stop the kernel that is started now

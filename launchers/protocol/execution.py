@@ -32,5 +32,7 @@ class Execution:
 
     A container that the command enters may not show the agent's.
     """
+    is_of_another_user: bool = False
+    """True if the application is another user's: the kernel gets the environment and the home of its agent."""
     context: ProcessContext = field(default_factory=ProcessContext)
     """The context of the application, which the kernel gets. Where a part is not known, it gets the agent's."""

@@ -9,6 +9,7 @@ identity.py         the identity provider, which asks the source of users
 own_kernels.py      whose kernel it is: the records of all kernels, and the authorizer
 start_variables.py  what a start may say
 kernels.py          the kernel manager: starts for a person, caps, the environment of an adopted kernel
+relays.py           kernels that run as the person who asked: sudo starts a relay into the person's own service
 handlers.py         the closed list of routes, and their handlers
 audit.py            the audit file
 operator_socket.py  the private socket by which `roost` lists and ends the kernels of all people

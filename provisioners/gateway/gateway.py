@@ -8,6 +8,7 @@ from typing import Any
 
 from .audit import Audit
 from .own_kernels import OwnKernels
+from .relays import Relays
 from .settings import RoostGateway
 from .user_sources import UserSource
 
@@ -23,6 +24,8 @@ class Gateway:
     """Raises `NotAllowed` if a user may not start kernels of a kernelspec: the service's own rules."""
     default_timeout_s: float
     """How long a start may take that names no time."""
+    relays: Relays
+    """The ways to the services of its people."""
     own: OwnKernels = None  # type: ignore[assignment]
     """The records of its kernels. They are there once the gateway has its server name, before it listens."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jupyter_client.kernelspec import NoSuchKernel
@@ -21,6 +22,7 @@ from roost.provisioners.server_extension.pending_starts import PendingStarts
 from roost.provisioners.server_extension.reasons import describe
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
+from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 
 from .gateway import Gateway
@@ -54,7 +56,9 @@ class GatewayKernels(PendingStarts):
         facts: dict[str, Any] = {"person": person, "kernelspec": name}
         try:
             kernel_id, record = self._admit(person, name, kernel_id, env, session)
+            is_own = record.backend in self.gateway.settings.impersonate
             facts |= {"user": record.user, "kernel": kernel_id, "backend": record.backend}
+            facts["account"] = person if is_own else getpass.getuser()
             environment = self.find_environment(kernel_id)
             try:
                 await self.start_kernel(
@@ -100,7 +104,8 @@ class GatewayKernels(PendingStarts):
         chosen = self._check_id(chosen, person) or str(uuid.uuid4())
         if session:
             variables["JPY_SESSION_NAME"] = session
-        check_references(name, spec.env, {**inherit(gateway.settings), **variables})
+        if self.find_backend(spec) not in gateway.settings.impersonate:  # the person's agent knows the others
+            check_references(name, spec.env, {**inherit(gateway.settings), **variables})
         self._check_caps(user)
         record = KernelRecord(
             person=person,
@@ -167,7 +172,8 @@ class GatewayKernels(PendingStarts):
         if find_provisioner(spec.to_dict()) != PROVISIONER:
             return f"The gateway starts roost's kernelspecs only, and {name} is none: ask the operator."
         try:
-            if not get_spec(backend).separates_kernels and backend not in settings.shared_accounts:
+            has_own_place = get_spec(backend).separates_kernels or backend in settings.impersonate
+            if not has_own_place and backend not in settings.shared_accounts:
                 return f"Kernels of {backend} would share one account: the operator has to add it to shared_accounts."
             if user is not None:
                 self.gateway.check_user(user, name)
@@ -191,7 +197,34 @@ class GatewayKernels(PendingStarts):
     def find_environment(self, kernel_id: str) -> dict[str, str]:
         """Return the gateway's variables for all kernels, and those of this kernel's start."""
         record = self.gateway.own.records.get(kernel_id)
+        if record is not None and record.backend in self.gateway.settings.impersonate:
+            return dict(record.variables)  # and nothing of the gateway's own
         return {**inherit(self.gateway.settings), **(record.variables if record is not None else {})}
+
+    def find_client(self, kernel_id: str, backend: str) -> Client | None:
+        """Return the client of the person's own service, if the kernel runs as the person."""
+        record = self.gateway.own.records.get(kernel_id)
+        if record is None or backend not in self.gateway.settings.impersonate:
+            return None
+        return self.gateway.relays.find_client(record.person, backend)
+
+    def list_clients(self, kernel_name: str, own: Client) -> Sequence[Client]:
+        """Return the clients of the people who had kernels of a kernelspec, if these ran as the people."""
+        if own.backend not in self.gateway.settings.impersonate:
+            return [own]
+        records = self.gateway.own.records.values()
+        people = {each.person for each in records if each.kernel_name == kernel_name}
+        return [self.gateway.relays.find_client(person, own.backend) for person in sorted(people)]
+
+    def may_have(self, client: Client, kernel_id: str) -> bool:
+        """True unless a person's service names a kernel that is not hers."""
+        if not client.is_of_another_user:
+            return True
+        person = self.gateway.own.find_person(kernel_id)
+        if person and client is self.gateway.relays.find_client(person, client.backend):
+            return True
+        self.log.warning("roost: a person's service names the kernel %s, which is not hers", kernel_id)
+        return False
 
     def update_env(self, *, kernel_id: str, env: Mapping[str, str]) -> None:
         """Change the session's name in a kernel's next restart. Jupyter Server would add its whole environment."""

@@ -22,6 +22,7 @@ from .identity import GatewayIdentity
 from .kernels import GatewayKernels
 from .operator_socket import open_socket
 from .own_kernels import OwnKernels, OwnKernelsOnly
+from .relays import Relays
 from .settings import build_settings, is_loopback, read_config
 from .user_sources import build_source
 
@@ -97,6 +98,7 @@ class GatewayApp(ServerApp):  # type: ignore[misc]
         settings.check_address(
             ip=self.ip, sock=self.sock, has_tls=bool(self.certfile), allow_origin=self.allow_origin
         )
+        settings.check_impersonation()
         is_open = settings.users == "trust" and not self.sock and is_loopback(self.ip or "0.0.0.0")
         self.gateway = Gateway(
             settings=settings,
@@ -104,6 +106,7 @@ class GatewayApp(ServerApp):  # type: ignore[misc]
             audit=Audit(settings.audit_file, self.log, source=settings.users),
             check_user=self.rules.check_user,
             default_timeout_s=self.rules.default_timeout_s,
+            relays=Relays(self.log),
         )
         self.no_browser_open_file = True
         self.update_config(_force(config, is_open=is_open, is_behind_proxy=settings.users == "header"))

@@ -13,6 +13,7 @@ from traitlets import Bool, Dict, Enum, Int, List, TraitError, Unicode
 from traitlets.config import Config, LoggingConfigurable
 from traitlets.config.loader import PyFileConfigLoader
 
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import ConfigError
@@ -42,6 +43,11 @@ class RoostGateway(LoggingConfigurable):
         config=True,
         help="Backends that may start kernels although people share one account there.",
     )
+    impersonate = List(
+        Unicode(),
+        config=True,
+        help="Backends whose kernels run as the person who asks, by `roost gateway sudoers`.",
+    )
     client_envs = List(Unicode(), config=True, help="More variables that a client may set for its kernel.")
     allowed_values = Dict(
         value_trait=List(Unicode()),
@@ -66,6 +72,18 @@ class RoostGateway(LoggingConfigurable):
         if not url or not service:
             raise ConfigError("users = 'hub' needs c.RoostGateway.hub_url and hub_service: set both.")
         return url.rstrip("/"), service
+
+    def check_impersonation(self) -> None:
+        """Raise `ConfigError` if kernels could not run as a person, or as one who has only said a name."""
+        if self.impersonate and self.users == "trust":
+            raise ConfigError(
+                "users = 'trust' believes each name, so no kernel may run as that person: empty impersonate."
+            )
+        for backend in self.impersonate:
+            if not get_spec(backend).runs_as_its_user:
+                raise ConfigError(
+                    f"impersonate: the kernels of {backend} do not run as the user who starts them. Leave it out."
+                )
 
     def check_address(self, *, ip: str, sock: str, has_tls: bool, allow_origin: str) -> None:
         """Raise `ConfigError` if the gateway would listen where its source of users is not safe."""

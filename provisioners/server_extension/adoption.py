@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -48,12 +49,28 @@ class FoundKernel:
     session: str = ""
 
 
+class Places(Protocol):
+    """What a kernel manager says about where the kernels of an earlier server may be."""
+
+    def list_clients(self, kernel_name: str, own: Client) -> Sequence[Client]:
+        """Return the clients of the services that may have kernels of a kernelspec. `own` is the server's."""
+
+    def may_have(self, client: Client, kernel_id: str) -> bool:
+        """True if the service of this client may have a kernel of this id."""
+
+
 class KernelFinder:
     """A search for the kernels of a server name, in the schedulers of the installed kernelspecs."""
 
     def __init__(
-        self, kernelspecs: KernelSpecManager, config: Config, state: ServerState, log: logging.Logger
+        self,
+        kernelspecs: KernelSpecManager,
+        config: Config,
+        state: ServerState,
+        log: logging.Logger,
+        places: Places,
     ) -> None:
+        self._places = places
         self._kernelspecs = kernelspecs
         self._config = config
         self._state = state
@@ -97,7 +114,9 @@ class KernelFinder:
         new = [
             kernel
             for kernel in kernels
-            if kernel.owner.server == self._state.name and kernel.id not in self._found
+            if kernel.owner.server == self._state.name
+            and kernel.id not in self._found
+            and self._places.may_have(client, kernel.id)
         ]
         self._found.update(kernel.id for kernel in new)
         return new, _say_what_is_missing(kernels)
@@ -111,7 +130,8 @@ class KernelFinder:
         services: dict[Client, list[str]] = {}
         for name in names:
             try:
-                services.setdefault(self._connect(name), []).append(name)
+                for client in self._places.list_clients(name, self._connect(name)):
+                    services.setdefault(client, []).append(name)
             except Exception as problem:  # noqa: BLE001 - the kernels of other kernelspecs are adopted
                 self._log.warning("roost: kernels of %s are not adopted: %s", name, problem)
         found = await asyncio.gather(*(self._ask(each, given) for each, given in services.items()))

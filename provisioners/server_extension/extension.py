@@ -158,7 +158,7 @@ class RoostExtension(LoggingConfigurable):
         from .adoption import FoundKernel, KernelFinder
 
         self.log.info("roost: this server's name is %s", self.state.name)
-        finder = KernelFinder(kernels.kernel_spec_manager, kernels.config, self.state, self.log)
+        finder = KernelFinder(kernels.kernel_spec_manager, kernels.config, self.state, self.log, kernels)
 
         async def adopt() -> None:
             began = time.monotonic()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import to_http_error
 from roost.provisioners.jupyter_internals import find_restarter, read_launch_arguments
 from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisioner
+from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 
 from .adopted_kernels import Adoption
@@ -75,6 +77,18 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.adoption = Adoption(self, extension.state)
         self.shutdown = Shutdown(self, extension)
         self._extension = extension
+
+    def find_client(self, kernel_id: str, backend: str) -> Client | None:
+        """Return None: all kernels of a server run as the server's user."""
+        return None
+
+    def list_clients(self, kernel_name: str, own: Client) -> Sequence[Client]:
+        """Return the clients of the services that may have kernels of a kernelspec. `own` is the server's."""
+        return [own]
+
+    def may_have(self, client: Client, kernel_id: str) -> bool:
+        """True if the service of this client may have a kernel of this id."""
+        return True
 
     def note_waiting(self, kernel_id: str) -> None:
         """Wake the tasks that wait for a change of a start's state. Any thread may call this."""

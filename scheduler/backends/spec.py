@@ -132,6 +132,8 @@ class BackendSpec:
     """
     follows_visible_gpus: bool = False
     """True if a kernel gets only GPUs that its variables name, such as CUDA_VISIBLE_DEVICES."""
+    runs_as_its_user: bool = False
+    """True if kernels run as the user of the service, so that a gateway can start them as the person who asks."""
     separates_kernels: bool = False
     """True if each kernel has a container, in which it reaches neither the files nor the processes of other kernels."""
     has_agent_per_kernel: bool = False

@@ -240,6 +240,10 @@ def _add_gateway(commands: Subparsers) -> None:
     parent.set_defaults(action="gateway:serve")
     actions = parent.add_subparsers(title="actions", metavar="ACTION")
     _add_command(actions, "kernels", "gateway:list_all", "list the kernels of all people")
+    what = "print the line for sudoers by which kernels run as the people who ask"
+    sudoers = _add_command(actions, "sudoers", "gateway:print_rule", what)
+    what = "the group of these people (notebooks)"
+    sudoers.add_argument("--group", metavar="NAME", default="notebooks", help=what)
     what = "manage the tokens of people"
     token = actions.add_parser("token", help=what, description=f"{what.capitalize()}.")
     tokens = token.add_subparsers(title="actions", metavar="ACTION", required=True)

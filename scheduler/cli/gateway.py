@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import logging
 import time
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 from roost.placement.model.format import format_age
 from roost.provisioners.gateway.audit import Audit
 from roost.provisioners.gateway.operator_socket import list_kernels, stop_kernels
+from roost.provisioners.gateway.relays import write_rule
 from roost.provisioners.gateway.settings import build_settings, read_config
 from roost.provisioners.gateway.token_file import NAME_RULE, Token, TokenFile, is_name
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
@@ -116,6 +118,16 @@ def stop_user(arguments: argparse.Namespace) -> int:
             print(f"{arguments.user} has no kernels.")
     outcomes = [{"id": kernel_id, "outcome": "stopped"} for kernel_id in stopped]
     return print_answer(arguments, {"stopped": outcomes}, lambda: None)
+
+
+def print_rule(arguments: argparse.Namespace) -> int:
+    """Print the line for sudoers by which the gateway's account may start kernels as people."""
+    settings = build_settings(read_config(arguments.config))
+    settings.check_impersonation()
+    if not settings.impersonate:
+        raise ConfigError("c.RoostGateway.impersonate names no backend: set it to ['local'], for example.")
+    line = write_rule(getpass.getuser(), arguments.group, settings.impersonate)
+    return print_answer(arguments, {"line": line}, lambda: print(line))
 
 
 def _to_document(token: Token) -> dict[str, Any]:

@@ -96,7 +96,14 @@ class Client:
     in time.
     """
 
-    def __init__(self, backend: str = DEFAULT_BACKEND, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        backend: str = DEFAULT_BACKEND,
+        options: Mapping[str, Any] | None = None,
+        *,
+        reach: Callable[[], str] | None = None,
+    ) -> None:
+        self._reach = reach
         self.backend = backend
         self.options = dict(options or {})
         self.advice = Advice(backend, self.options)
@@ -303,8 +310,13 @@ class Client:
         return stop
 
     def is_running(self) -> bool:
-        """True if the service runs now. This does not start it."""
-        return read_announcement(self._connection.folder) is not None
+        """True if the service runs now, or if it is another user's. This does not start it."""
+        return self._reach is not None or read_announcement(self._connection.folder) is not None
+
+    @property
+    def is_of_another_user(self) -> bool:
+        """True if the service, its agents and its kernels run as another user than this process."""
+        return self._reach is not None
 
     def may_have_kernels(self) -> bool:
         """True unless this machine has neither the service nor an agent. This starts neither."""
@@ -353,6 +365,7 @@ class Client:
             on_event=self._on_event,
             on_rejoined=lambda: self._notify(Event(kind="resync", at=time.time(), detail=_MISSED)),
             is_wanted=lambda: bool(self._listeners),
+            reach=self._reach,
         )
 
     def _after_fork(self) -> None:

@@ -76,6 +76,9 @@ def no_answer(backend: str, folder: Path, problem: str) -> BackendUnavailable:
 class ServiceConnection:
     """A connection to one service, used on one event loop.
 
+    `reach` returns the endpoint of a service of another user, and starts what leads there; it blocks. Without it, the
+    service is this user's own.
+
     `on_rejoined` is called after each new connection but the first: events may have been missed before. While
     `is_wanted()` is true, a lost connection is made again without a call.
     """
@@ -88,7 +91,9 @@ class ServiceConnection:
         on_event: Callable[[Mapping[str, Any]], None],
         on_rejoined: Callable[[], None],
         is_wanted: Callable[[], bool],
+        reach: Callable[[], str] | None = None,
     ) -> None:
+        self._reach = reach
         self._backend = backend
         self._options = options
         self._running_options: Mapping[str, Any] = {}
@@ -122,6 +127,8 @@ class ServiceConnection:
     @property
     def folder(self) -> Path:
         """The folder of the service. It may not exist. Blocks for milliseconds."""
+        if self._reach is not None:
+            return runtime_dir() / "of-another-user"
         if self._folder is not None and self._folder.parent == runtime_dir():
             return self._folder
         return service_folder(self._backend, self._options)
@@ -163,6 +170,8 @@ class ServiceConnection:
 
     def _ensure_service(self) -> str:
         """Return the endpoint of the running service, and start one if needed. Blocks."""
+        if self._reach is not None:
+            return self._reach()
         try:
             folder = self.folder
             argv, env = service_command(self._backend, folder, {**self._running_options, **self._options})

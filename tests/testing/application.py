@@ -46,6 +46,9 @@ class _Adopter(LoggingConfigurable):
     server_name = ""
     adopting: set[str]
 
+    def find_client(self, kernel_id: str, backend: str) -> None:
+        """Return None: the kernels are the application's own."""
+
     def note_waiting(self, kernel_id: str) -> None:
         """Ignore it: an adopted kernel does not wait."""
 

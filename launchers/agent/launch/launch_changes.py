@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from string import Template
 
 from roost.launchers.agent.limits.limits import Limits, NotEnforced
 from roost.launchers.agent.machine.gpu_locks import GpuLocks
@@ -46,9 +47,12 @@ class LaunchChanges:
         connection, cwd, env = request.connection, request.cwd, dict(request.env)
         if settings.address and connection.transport == "tcp":
             connection = replace(connection, ip=settings.address)
-        if settings.is_remote:
+        if settings.is_remote or request.is_of_another_user:
             cwd = next(filter(os.path.isdir, (cwd, os.path.expanduser("~"))), os.getcwd())
-            env = {**build_node_environment(), **env}
+            own = build_node_environment()
+            if request.is_of_another_user:  # its kernelspec's `env` may name variables of this user
+                env = {name: Template(value).safe_substitute(own) for name, value in env.items()}
+            env = {**own, **env}
         if folder := lease.request.options.get(FOLDER_OPTION):
             cwd, why_not = find_folder(str(folder))
             if why_not:

@@ -18,5 +18,6 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.local.settings:RoostLocalBackend",
     create="roost.scheduler.backends.local.backend:create",
     runs_on_this_machine=True,
+    runs_as_its_user=True,
     follows_visible_gpus=True,
 )

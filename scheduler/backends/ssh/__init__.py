@@ -23,6 +23,7 @@ from roost.scheduler.backends.spec import BackendSpec, RequestOption
 
 SPEC = BackendSpec(
     name="ssh",
+    runs_as_its_user=True,
     settings="roost.scheduler.backends.ssh.settings:RoostSshBackend",
     create="roost.scheduler.backends.ssh.backend:create",
     requires_encryption=True,

@@ -22,6 +22,7 @@ from roost.scheduler.backends.spec import BackendSpec, RequestOption
 
 SPEC = BackendSpec(
     name="yarn",
+    runs_as_its_user=True,
     settings="roost.scheduler.backends.yarn.settings:RoostYarnBackend",
     create="roost.scheduler.backends.yarn.backend:create",
     address_variable="HADOOP_CONF_DIR",

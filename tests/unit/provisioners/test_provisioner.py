@@ -291,6 +291,9 @@ class ManyKernels(Configurable):
         self.adopting: set[str] = set()
         self.changed = threading.Event()
 
+    def find_client(self, kernel_id: str, backend: str) -> None:
+        """Return None: the kernels are the application's own."""
+
     def note_waiting(self, kernel_id: str) -> None:
         self.changed.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,23 @@ from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.server_extension import adoption
 from roost.provisioners.server_extension.adoption import FoundKernel, KernelFinder
 from roost.provisioners.server_extension.server_state import ServerState
+from roost.scheduler.client.client import Client
 from roost.scheduler.errors import BackendUnavailable
 from roost.scheduler.messages import Kernel
 from roost.testing.deadlines import allow_s
 
 OURS = Owner(user="ada", application="jupyter", host="here", pid=7, server="ours")
 UNKNOWN = Owner(user="ada")
+
+
+class OwnPlace:
+    """A server all of whose kernels run as the server's user."""
+
+    def list_clients(self, kernel_name: str, own: Client) -> Sequence[Client]:
+        return [own]
+
+    def may_have(self, client: Client, kernel_id: str) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -44,7 +56,7 @@ def finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelFinder:
     }
     (folder / "kernel.json").write_text(json.dumps(spec))
     specs = KernelSpecManager(kernel_dirs=[str(tmp_path / "kernels")])
-    return KernelFinder(specs, Config(), ServerState("ours"), logging.getLogger("roost"))
+    return KernelFinder(specs, Config(), ServerState("ours"), logging.getLogger("roost"), OwnPlace())
 
 
 def kernel(kernel_id: str, owner: Owner) -> Kernel:

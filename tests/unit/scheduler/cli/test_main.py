@@ -209,8 +209,8 @@ def test_every_command_has_a_function() -> None:
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 28
-    assert len({commands.find_action(action) for action in actions}) == 23
+    assert len(actions) == 29
+    assert len({commands.find_action(action) for action in actions}) == 24
 
 
 def test_the_help_lists_each_command_in_one_group() -> None:
