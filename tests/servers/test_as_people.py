@@ -1,0 +1,119 @@
+"""Kernels through `roost gateway` that run as the people who ask, with real sudo in a world of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from server import JupyterServer
+
+from kit.jupyter.gateway_process import Process, a_laptop, run_cell, start, until_it_serves
+from kit.machine.sudo_world import GROUP, SudoWorld, make_world, why_not
+from roost.testing.clusters.free_ports import free_port
+from roost.testing.deadlines import allow_s, until
+
+CONFIG = """
+c.RoostGateway.impersonate = ["local"]
+c.RoostGateway.inherited_envs = ["PYTHON*"]
+c.RoostExtension.warm_up = False
+c.ServerApp.port = {port}
+"""
+WHO = """
+import os, pwd
+print(pwd.getpwuid(os.getuid()).pw_name, os.getcwd(), os.environ["HOME"], *sorted(os.getgroups()))
+"""
+ROOST = (sys.executable, "-m", "roost")
+
+
+@pytest.fixture
+def world() -> Iterator[SudoWorld]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with TemporaryDirectory(prefix="world-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        with make_world(Path(name)) as made:
+            spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
+            spec |= {"display_name": "roosted", "language": "python"}  # type: ignore[dict-item]
+            roost = {"provisioner_name": "roost", "config": {"backend": "local"}}
+            spec["metadata"] = {"supported_encryption": ["curve"], "kernel_provisioner": roost}  # type: ignore[assignment]
+            folder = made.home("gateway") / ".local/share/jupyter/kernels/roosted"
+            text = json.dumps(spec)
+            made.run(
+                "gateway", "sh", "-c", f"mkdir -p {folder} && cat > {folder}/kernel.json <<'X'\n{text}\nX"
+            )
+            words = f"{sys.executable} -I -m roost.scheduler.relay local"
+            rule = f"gateway ALL=(%{GROUP}) NOPASSWD: {words}"
+            made.run("", "sh", "-c", f"echo '{rule}' > /etc/sudoers.d/roost && visudo -c")
+            yield made
+
+
+@asynccontextmanager
+async def serve(world: SudoWorld, port: int, folder: Path) -> AsyncIterator[Process]:
+    config = world.home("gateway") / ".jupyter/roost_gateway_config.py"
+    text = CONFIG.format(port=port)
+    world.run("gateway", "sh", "-c", f"mkdir -p {config.parent} && cat > {config} <<'X'\n{text}\nX")
+    log = folder / "gateway.log"
+    with log.open("ab") as file:
+        process = await asyncio.create_subprocess_exec(
+            *world.enter("gateway", *ROOST, "gateway"),
+            stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield Process(process, log)
+    except BaseException:
+        print(log.read_text())
+        raise
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await asyncio.wait_for(process.wait(), allow_s(30))
+
+
+def add_token(world: SudoWorld, person: str) -> str:
+    return str(json.loads(world.run("gateway", *ROOST, "gateway", "token", "add", person, "--json"))["token"])
+
+
+def end_all(world: SudoWorld) -> None:
+    for person in ("ada", "eve", "gateway"):
+        world.run(person, *ROOST, "down", "--kernels", check=False)
+
+
+async def test_two_people_have_kernels_of_their_own_accounts(world: SudoWorld, tmp_path: Path) -> None:
+    port = free_port()
+    people = {person: a_laptop(port, add_token(world, person)) for person in ("ada", "eve", "daemon")}
+    try:
+        async with serve(world, port, tmp_path) as gateway:
+            await until_it_serves(gateway, port)
+            kernels = {person: await start(people[person]) for person in ("ada", "eve")}
+            for person, kernel_id in kernels.items():
+                said = (await run_cell(people[person], kernel_id, f"x = {person!r}\n{WHO}")).split()
+                assert said[:3] == [person, str(world.home(person)), str(world.home(person))]
+                groups = world.run(person, "id", "-G").split()
+                assert said[3:] == sorted(groups, key=int)
+            await a_stranger_gets_nothing(people["daemon"])
+            await gateway.end(signal.SIGKILL)
+        async with serve(world, port, tmp_path) as gateway:
+            await until_it_serves(gateway, port)
+            for person, kernel_id in kernels.items():
+                assert [each["id"] for each in (await people[person].api("GET", "kernels"))[1]] == [kernel_id]
+                assert await run_cell(people[person], kernel_id, "print(x)") == f"{person}\n"
+                assert (await people[person].api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+                assert (await run_cell(people[person], kernel_id, WHO)).split()[0] == person
+                assert (await people[person].api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+    finally:
+        await asyncio.to_thread(end_all, world)
+    await until(lambda: "roost.scheduler.relay" not in world.run("", "ps", "-ef"), "no relay is left", 20)
+
+
+async def a_stranger_gets_nothing(laptop: JupyterServer) -> None:
+    """`daemon` has a token, and the account of a system."""
+    status, refused = await laptop.api("POST", "kernels", {"name": "roosted"})
+    assert status >= 400
+    assert "no account of a person" in refused["message"]
