@@ -12,7 +12,7 @@ CODE := $(wildcard *.py .ci placement scheduler launchers provisioners benchmark
 INSTALL := $(PY) .ci/install.py
 PYTEST := $(PY) -m pytest -q
 RESULTS = --junitxml build/results/$@.xml -o junit_family=xunit1
-BENCHMARKS := start against_gateway bridge memory through_server output limits machine_book in_browser early_cells on_gpu on_ray on_dask on_kubernetes \
+BENCHMARKS := start against_gateway many_people bridge memory through_server output limits machine_book in_browser early_cells on_gpu on_ray on_dask on_kubernetes \
   kubernetes_scale on_yarn on_ssh ssh_peer placement decision policies scale soak
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures

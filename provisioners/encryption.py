@@ -14,7 +14,8 @@ from typing import Any
 
 import zmq
 
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.errors import ConfigError, LaunchError
+from roost.scheduler.messages import Connection
 
 from .jupyter_internals import declares_curve
 from .kernel_connection import DEFAULT_IPC_IP
@@ -55,6 +56,16 @@ def protect_channels(
     readers = f"Others on the {'machine' if is_local else 'network'} can read its output"
     prevention = "prevent that with c.KernelManager.transport = 'ipc', or " if is_local else ""
     return f"not encrypted: {reason}. {readers}: {prevention}accept it with encrypt = 'never'."
+
+
+def check_channels(connection: Connection, *, is_local: bool) -> None:
+    """Raise `LaunchError` unless these channels of another user's kernel are encrypted TCP, on this machine if local.
+
+    Her service names them, and could name any socket that this process may open.
+    """
+    is_here = connection.ip in ("127.0.0.1", "::1", "localhost")
+    if connection.transport != "tcp" or not connection.curve_publickey or (is_local and not is_here):
+        raise LaunchError("The person's own service names channels that no gateway connects with.")
 
 
 def check_wish(wish: str, requiring_backend: str) -> None:

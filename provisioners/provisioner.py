@@ -58,7 +58,7 @@ from .application import (
     is_adopted,
     show_errors_in_jupyter,
 )
-from .encryption import WISHES, protect_channels
+from .encryption import WISHES, check_channels, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
 from .jupyter_internals import drop_unread_requests
 from .kernel_connection import (
@@ -372,7 +372,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits.begin(self._id, "")
         self._exits.follow(self.service)
         try:
-            kernel = await self._find_adopted(start)
+            kernel = self._check(await self._find_adopted(start))
             if kernel.state == "exited":
                 raise UnknownKernel(kernel.reason or "it has ended", kernel_id=self._id)
         except BaseException:
@@ -480,7 +480,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits.follow(self.service)
         self._has_lease = True
         try:
-            kernel = await self.service.start(start)
+            kernel = self._check(await self.service.start(start))
         except BaseException as problem:
             is_silent = isinstance(problem, BackendUnavailable) or (
                 self._is_silent and isinstance(problem, ConfigError)  # no service can start
@@ -511,6 +511,12 @@ class RoostProvisioner(KernelProvisionerBase):
         if ended is not None:
             self._exits.read(watched, ended)
         return self.connection_info
+
+    def _check(self, kernel: Kernel) -> Kernel:
+        """Return a kernel whose channels may be connected with. Raises `LaunchError`."""
+        if self.service.is_of_another_user and kernel.connection is not None:
+            check_channels(kernel.connection, is_local=self._is_local)
+        return kernel
 
     def _started(self, kernel: Kernel) -> None:
         self._exit = self._exits.current

@@ -114,9 +114,7 @@ def take_listener(caller: int) -> socket.socket:
         raise Refused(
             "Its standard input is no listening Unix socket: sudo must not have log_input for this command."
         )
-    if (
-        read_peer(listener) != caller
-    ):  # of a listening socket, these are the credentials of who made it listen
+    if read_peer(listener) != caller:  # of a listening socket, this is who made it listen
         raise Refused("Another user has made its socket.")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -173,10 +171,8 @@ class Relay:
         own: asyncio.StreamWriter | None = None
         try:
             answers, own = await asyncio.open_unix_connection(await self._find_service(), limit=_CHUNK)
-            both = [
-                asyncio.ensure_future(_pass_on(reader, own)),
-                asyncio.ensure_future(_pass_on(answers, writer)),
-            ]
+            ways = ((reader, own), (answers, writer))
+            both = [asyncio.ensure_future(_pass_on(source, sink)) for source, sink in ways]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             for each in both:
                 each.cancel()
@@ -184,8 +180,9 @@ class Relay:
         except (OSError, DaemonError, FolderError, RoostError) as problem:
             print(f"roost-relay: {problem}", file=sys.stderr, flush=True)
         finally:
-            for each_writer in filter(None, (writer, own)):
-                each_writer.close()
+            writer.close()
+            if own is not None:
+                own.close()
             self._open -= 1
             if not self._open:
                 self._end_later()

@@ -33,9 +33,7 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 
 def list_kernels(arguments: argparse.Namespace) -> int:
     client = connect_scheduler(arguments)
-    may_have_kernels = (
-        client.may_have_kernels()
-    )  # or a service would start in order to say that there are none
+    may_have_kernels = client.may_have_kernels()  # a service would start in order to say that there are none
     found = wait_for(client.kernels(with_use=not arguments.pending)) if may_have_kernels else []
     kernels = [kernel for kernel in found if not arguments.pending or kernel.state == "queued"]
     document = {"kernels": [_to_document(kernel) for kernel in kernels]}

@@ -77,26 +77,10 @@ class SudoWorld:
         into = ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--wdns=/"]
         if not person:
             return [*into, *words]
-        variables = (
-            f"HOME={self.home(person)}",
-            f"USER={person}",
-            f"LOGNAME={person}",
-            f"PATH={os.environ['PATH']}",
-        )
-        uid = str(PEOPLE[person])
-        return [
-            *into,
-            "setpriv",
-            "--reuid",
-            uid,
-            "--regid",
-            uid,
-            "--init-groups",
-            "env",
-            "-i",
-            *variables,
-            *words,
-        ]
+        home, uid = self.home(person), str(PEOPLE[person])
+        variables = (f"HOME={home}", f"USER={person}", f"LOGNAME={person}", f"PATH={os.environ['PATH']}")
+        account = ("setpriv", "--reuid", uid, "--regid", uid, "--init-groups")
+        return [*into, *account, "env", "-i", *variables, *words]
 
     def run(self, person: str, *words: str, check: bool = True) -> str:
         """Run a command to its end, and return what it prints."""

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from roost.provisioners import encryption
-from roost.provisioners.encryption import protect_channels
-from roost.scheduler.errors import ConfigError
+from roost.provisioners.encryption import check_channels, protect_channels
+from roost.scheduler.errors import ConfigError, LaunchError
+from roost.scheduler.messages import Connection
 
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 OTHER = ["R", "--slave", "-e", "IRkernel::main()"]
@@ -142,3 +143,25 @@ def test_a_running_server_sees_an_upgrade(tmp_path: Path) -> None:
             old.rmdir()
         (tmp_path / f"lib/python3.12/site-packages/ipykernel-{version}.dist-info").mkdir(parents=True)
         assert encryption.find_ipykernel_version(str(python)) == found
+
+
+@pytest.mark.parametrize(
+    ("ip", "transport", "public_key", "is_local", "is_right"),
+    [
+        ("127.0.0.1", "tcp", "a key", True, True),
+        ("10.0.0.7", "tcp", "a key", False, True),
+        ("10.0.0.7", "tcp", "a key", True, False),
+        ("127.0.0.1", "tcp", None, True, False),
+        ("/run/docker.sock", "ipc", "a key", True, False),
+        ("/run/docker.sock", "ipc", "a key", False, False),
+    ],
+)
+def test_another_users_service_names_encrypted_channels_only(
+    ip: str, transport: str, public_key: str | None, is_local: bool, is_right: bool
+) -> None:
+    connection = Connection(ip=ip, transport=transport, curve_publickey=public_key)
+    if is_right:
+        check_channels(connection, is_local=is_local)
+    else:
+        with pytest.raises(LaunchError, match="names channels"):
+            check_channels(connection, is_local=is_local)
