@@ -3,8 +3,8 @@
 start       POST /api/kernels sent → websocket open → reply to a request that is sent then, by turns through the gateway
             and through a Jupyter Server of one's own with roost
 crowd       PEOPLE people begin at once. Each starts KERNELS kernels, one after the other, and keeps them.
-            ms: each start. p95: their 95th percentile. starts a second: of all people. failed: starts without a reply. MiB: the memory (PSS) of
-            the server and of all that it has started, once all kernels are there
+            ms: each start. p95: their 95th percentile. starts a second: of all people. failed: starts without a reply.
+            MiB: the memory (PSS) of the server and of all that it has started, once all kernels are there
 
 With `--enterprise PYTHON`, an Enterprise Gateway has the same crowd. PYTHON is that of an environment with
 enterprise_gateway and ipykernel. Claims: start through the gateway ≤ 1.1 × one's own server; no start of roost's fails.
