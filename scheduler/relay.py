@@ -27,6 +27,8 @@ from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.service_folder import service_command, service_folder
 from roost.scheduler.errors import RoostError
 
+READY = b"ready\n"
+"""What a relay writes to its standard output once it serves."""
 REST_S = 10.0
 """How long a relay without connections waits for one before it ends."""
 _MOST_CONNECTIONS = 64
@@ -54,6 +56,7 @@ def main() -> int:
             os.chdir(home)
         except OSError as problem:
             raise Refused(f"The home {home} cannot be entered: {problem.strerror}.") from None
+        os.write(1, READY)
         asyncio.run(serve(backend, listener))
     except Refused as problem:
         print(f"roost-relay: {problem}", file=sys.stderr)

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import pwd
+import select
 import socket
 import stat
 import subprocess
@@ -19,6 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from roost.scheduler import relay
 from roost.scheduler.client.client import Client, user_folder
@@ -27,9 +29,11 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError
 _FOLDER = "relays"
 """The folder of the sockets in the runtime folder. The path of a socket must be short."""
 _BACKLOG = 64
-_REFUSES_S = 2.0
-"""How long sudo may take to say that it starts no relay."""
-_MOST_CHARACTERS = 300
+_START_S = 20.0
+"""How long sudo and the relay may take until the relay is ready."""
+_SAY_S = 2.0
+"""How long it may take after that to say why not, and to end."""
+_MOST_CHARACTERS, _MOST_LINES = 300, 100
 _VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ")
 """The gateway's variables that sudo gets. It drops most of them, but would pass on a Kerberos ticket."""
 _SENTENCES = (
@@ -96,26 +100,40 @@ class _Way:
             listener.listen(_BACKLOG)
             try:
                 process = subprocess.Popen(
-                    command, stdin=listener, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                    command, stdin=listener, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                     cwd="/", env=environment, umask=0, start_new_session=True,
                 )  # fmt: skip
             except OSError as problem:
                 raise ConfigError(f"sudo cannot be run ({problem.strerror}): install it.") from None
-        try:
-            process.wait(_REFUSES_S)
-        except subprocess.TimeoutExpired:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with process.stdout as answer:
+            is_ready = _read_some(answer, _START_S) == relay.READY
+        if is_ready:
             threading.Thread(target=self._log_all, args=(process,), daemon=True, name="roost-relay").start()
             return process
-        said = process.stderr.read(4_096).decode(errors="replace") if process.stderr else ""
+        with process.stderr as errors:
+            said = _read_some(errors, _SAY_S).decode(errors="replace")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_SAY_S)
         raise BackendUnavailable(f"No kernel can start as {self._person}: {explain(said)}.")
 
     def _log_all(self, process: subprocess.Popen[bytes]) -> None:
-        """Log what a relay says, up to a line's greatest length, until it ends."""
+        """Log the first lines that a relay says, up to a line's greatest length, and wait for its end."""
         assert process.stderr is not None
         with process.stderr as lines:
-            for line in iter(lambda: lines.readline(_MOST_CHARACTERS), b""):
-                text = line.decode(errors="replace").rstrip()
-                self._log.warning("roost: the relay of %s says %a", self._person, text)
+            for number, line in enumerate(iter(lambda: lines.readline(_MOST_CHARACTERS), b"")):
+                if number < _MOST_LINES:
+                    text = line.decode(errors="replace").rstrip()
+                    self._log.warning("roost: the relay of %s says %a", self._person, text)
+        process.wait()
+
+
+def _read_some(file: IO[bytes], timeout_s: float) -> bytes:
+    """Return what can be read from a pipe within this time; nothing at its end or if nothing comes."""
+    ready = select.poll()  # `select.select` knows no file descriptor above 1,023
+    ready.register(file, select.POLLIN)
+    return os.read(file.fileno(), 4_096) if ready.poll(timeout_s * 1_000) else b""
 
 
 def relay_command() -> list[str]:
