@@ -36,45 +36,45 @@ class Size(NamedTuple):
 
 
 ROOMS = {
-    "benchmarks": Size(5674, 3151),
+    "benchmarks": Size(5876, 3262),
     "benchmarks/bench": Size(3220, 1900),
     "benchmarks/simulated": Size(593, 352),
     "launchers": Size(15, 0),
-    "launchers/agent": Size(7185, 4179),
+    "launchers/agent": Size(7189, 4183),
     "launchers/bridge": Size(921, 550),
     "launchers/daemon": Size(1610, 883),
     "launchers/machine_book": Size(827, 446),
-    "launchers/protocol": Size(2051, 1041),
+    "launchers/protocol": Size(2053, 1042),
     "launchers/zygote": Size(2016, 1254),
     "placement": Size(1090, 518),
     "placement/engine": Size(450, 294),
     "placement/model": Size(1125, 562),
     "placement/rules": Size(922, 490),
     "placement/tables": Size(745, 425),
-    "provisioners": Size(3511, 1893),
-    "provisioners/gateway": Size(1856, 1067),
+    "provisioners": Size(3543, 1910),
+    "provisioners/gateway": Size(2107, 1233),
     "provisioners/jupyter_config": Size(13, 1),
     "provisioners/migration": Size(2373, 1324),
-    "provisioners/server_extension": Size(4607, 2345),
+    "provisioners/server_extension": Size(4641, 2359),
     "roost": Size(90, 43),
-    "scheduler": Size(512, 217),
-    "scheduler/backends": Size(1400, 644),
+    "scheduler": Size(721, 355),
+    "scheduler/backends": Size(1411, 650),
     "scheduler/backends/agent_per_kernel": Size(878, 451),
     "scheduler/backends/agent_per_node": Size(1552, 955),
     "scheduler/backends/dask": Size(1765, 1053),
     "scheduler/backends/docker": Size(2120, 1183),
     "scheduler/backends/kubernetes": Size(3042, 1493),
-    "scheduler/backends/local": Size(256, 148),
+    "scheduler/backends/local": Size(257, 148),
     "scheduler/backends/ray": Size(2810, 1534),
-    "scheduler/backends/ssh": Size(2565, 1327),
-    "scheduler/backends/yarn": Size(5060, 2830),
-    "scheduler/cli": Size(2612, 1675),
-    "scheduler/client": Size(1793, 989),
+    "scheduler/backends/ssh": Size(2566, 1327),
+    "scheduler/backends/yarn": Size(5061, 2830),
+    "scheduler/cli": Size(2726, 1758),
+    "scheduler/client": Size(1843, 1015),
     "scheduler/config": Size(548, 308),
     "scheduler/core": Size(3783, 2258),
     "scheduler/policies": Size(1300, 807),
-    "scheduler/service": Size(876, 504),
-    "tests/testing": Size(4177, 2383),
+    "scheduler/service": Size(886, 510),
+    "tests/testing": Size(4180, 2384),
 }
 """At most how large a room is."""
 MEMBERS = {
@@ -86,11 +86,12 @@ MEMBERS = {
     "DaemonCluster": 2,
     "Faults": 13,
     "Filter": 3,
-    "Holder": 4,
+    "Holder": 5,
     "Kernels": 2,
     "Listener": 3,
     "ManagedNode": 3,
     "NewNodes": 12,
+    "Places": 2,
     "PodCluster": 17,
     "Policy": 2,
     "Scorer": 3,
@@ -100,7 +101,7 @@ MEMBERS = {
     "UserSource": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 137, 16, 511
+SETTINGS, COMMANDS, MODULES = 138, 17, 514
 
 
 def list_files() -> list[Path]:
