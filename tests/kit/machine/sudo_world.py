@@ -26,10 +26,6 @@ _SET_UP = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 world {base}
-open_path() {{  # PATH CLOSED: show a folder below a closed one to all
-    keep={base}/keep/$(echo "$1" | tr / _); mkdir -p "$keep"; mount --bind "$1" "$keep"
-    mount -t tmpfs -o mode=755 opened "$2"; mkdir -p "$1"; mount --bind "$keep" "$1"
-}}
 {opened}
 for name in etc usr; do
     mkdir -p {base}/$name/upper {base}/$name/work
@@ -99,7 +95,7 @@ def make_world(base: Path) -> Iterator[SudoWorld]:
         package=package,
         group=GROUP,
         people=" ".join(f"{name}={uid}" for name, uid in PEOPLE.items()),
-        opened="\n".join(_open([Path(sys.base_prefix).resolve(), ROOT])),
+        opened="\n".join(_open(base, [Path(sys.base_prefix).resolve(), ROOT])),
     )
     holder = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -115,9 +111,16 @@ def make_world(base: Path) -> Iterator[SudoWorld]:
         holder.communicate()
 
 
-def _open(paths: Sequence[Path]) -> Iterator[str]:
+def _open(base: Path, paths: Sequence[Path]) -> Iterator[str]:
     """Yield the lines of the script that show these folders to all."""
-    for path in paths:
-        closed = [each for each in reversed(path.parents) if each.stat().st_mode & 0o005 != 0o005]
-        if closed:
-            yield f"open_path {path} {closed[0]}"
+    closed = {
+        path: [each for each in reversed(path.parents) if each.stat().st_mode & 0o005 != 0o005]
+        for path in paths
+    }
+    hidden = {path: base / "keep" / str(number) for number, path in enumerate(paths) if closed[path]}
+    for path, keep in hidden.items():
+        yield f"mkdir -p {keep}; mount --bind {path} {keep}"
+    for folder in {closed[path][0] for path in hidden}:
+        yield f"mount -t tmpfs -o mode=755 opened {folder}"
+    for path, keep in hidden.items():
+        yield f"mkdir -p {path}; mount --bind {keep} {path}"
