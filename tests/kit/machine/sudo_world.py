@@ -1,7 +1,7 @@
 """A world with Debian's sudo, the accounts gateway, ada and eve, and the group notebooks. The machine does not change.
 
-It is a mount namespace: `/etc` and `/usr` are overlays whose upper folders are in memory, and Python and this checkout
-can be read by all there, also below a closed home. The network is the machine's own.
+It is a mount namespace: `/etc` and `/usr` are overlays whose upper folders are in memory, `/run` is its own, and all
+accounts can read Python and this checkout there, also below a closed home. The network is the machine's own.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ _SET_UP = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 world {base}
+mkdir {base}/package; dpkg-deb -x {package} {base}/package
 {opened}
 for name in etc usr; do
     mkdir -p {base}/$name/upper {base}/$name/work
     mount -t overlay world -o lowerdir=/$name,upperdir={base}/$name/upper,workdir={base}/$name/work /$name
 done
-mkdir {base}/package; dpkg-deb -x {package} {base}/package
+mount -t tmpfs -o mode=755 world /run
 cp -a {base}/package/usr/. /usr/; cp -a {base}/package/etc/. /etc/
 groupadd {group}
 for person in {people}; do
     mkdir -p {base}/home
     useradd --uid ${{person#*=}} --create-home --home-dir {base}/home/${{person%=*}} ${{person%=*}}
+    install -d -m 700 -o ${{person%=*}} /run/user/${{person#*=}}
 done
 usermod -aG {group} ada; usermod -aG {group} eve
 echo ready
