@@ -15,7 +15,7 @@ import pytest
 from server import JupyterServer
 
 from kit.jupyter.gateway_process import Process, a_laptop, run_cell, start, until_it_serves
-from kit.machine.sudo_world import GROUP, SudoWorld, make_world, why_not
+from kit.machine.sudo_world import GROUP, PEOPLE, SudoWorld, make_world, why_not
 from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
@@ -28,6 +28,36 @@ c.ServerApp.port = {port}
 WHO = """
 import os, pwd
 print(pwd.getpwuid(os.getuid()).pw_name, os.getcwd(), os.environ["HOME"], *sorted(os.getgroups()))
+"""
+LIMITS = """
+import resource
+for name in ("NOFILE", "NPROC", "CORE", "STACK"):
+    print(name, *resource.getrlimit(getattr(resource, f"RLIMIT_{name}")))
+"""
+SPY = """
+import os, signal, socket, subprocess, sys
+from pathlib import Path
+def connect(path):
+    with socket.socket(socket.AF_UNIX) as each:
+        each.connect(str(path))
+tries = {{
+    "signal": lambda: os.kill({pid}, 0),
+    "environment": lambda: Path("/proc/{pid}/environ").read_bytes(),
+    "memory": lambda: open("/proc/{pid}/mem", "rb"),
+    "sockets": lambda: os.listdir("/run/user/{uid}"),
+    "service": lambda: connect("/run/user/{uid}/roost/scheduler-local/socket"),
+    "home": lambda: os.listdir("{home}"),
+    "the gateway's tokens": lambda: os.listdir("{gateway}/.local/state"),
+    "the gateway's sockets": lambda: os.listdir("/run/user/{gateway_uid}"),
+}}
+for name, each in tries.items():
+    try:
+        each()
+    except PermissionError:
+        continue
+    print(name, "is open")
+done = subprocess.run([sys.executable, "-m", "roost", "stop", "{kernel_id}"], capture_output=True, text=True)
+print(done.returncode, "{kernel_id}" in done.stdout)
 """
 ROOST = (sys.executable, "-m", "roost")
 
@@ -97,6 +127,9 @@ async def test_two_people_have_kernels_of_their_own_accounts(world: SudoWorld, t
                 assert said[:3] == [person, str(world.home(person)), str(world.home(person))]
                 groups = world.run(person, "id", "-G").split()
                 assert said[3:] == sorted(groups, key=int)
+                limits = world.run("", "su", "-", person, "-c", f"{sys.executable} -c '{LIMITS}'")
+                assert await run_cell(people[person], kernel_id, LIMITS) == limits
+            await they_reach_nothing_of_each_other(world, people, kernels)
             await a_stranger_gets_nothing(people["daemon"])
             await gateway.end(signal.SIGKILL)
         async with serve(world, port, tmp_path) as gateway:
@@ -112,8 +145,40 @@ async def test_two_people_have_kernels_of_their_own_accounts(world: SudoWorld, t
     await until(lambda: "roost.scheduler.relay" not in world.run("", "ps", "-ef"), "no relay is left", 20)
 
 
+async def they_reach_nothing_of_each_other(
+    world: SudoWorld, people: dict[str, JupyterServer], kernels: dict[str, str]
+) -> None:
+    for spy, other in (("ada", "eve"), ("eve", "ada")):
+        pid = (await run_cell(people[other], kernels[other], "print(os.getpid())")).strip()
+        facts = {"home": world.home(other), "gateway": world.home("gateway"), "kernel_id": kernels[other]}
+        code = SPY.format(pid=pid, uid=PEOPLE[other], gateway_uid=PEOPLE["gateway"], **facts)
+        assert await run_cell(people[spy], kernels[spy], code) == "1 False\n"
+        assert (await people[spy].api("DELETE", f"kernels/{kernels[other]}"))[0] == 404
+
+
 async def a_stranger_gets_nothing(laptop: JupyterServer) -> None:
     """`daemon` has a token, and the account of a system."""
     status, refused = await laptop.api("POST", "kernels", {"name": "roosted"})
     assert status >= 400
     assert "no account of a person" in refused["message"]
+
+
+@pytest.mark.long
+async def test_twenty_gateways_that_are_killed_leave_no_relay(world: SudoWorld, tmp_path: Path) -> None:
+    port = free_port()
+    people = {person: a_laptop(port, add_token(world, person)) for person in ("ada", "eve")}
+    kernels: dict[str, str] = {}
+    try:
+        for turn in range(20):
+            async with serve(world, port, tmp_path) as gateway:
+                await until_it_serves(gateway, port)
+                for person, laptop in people.items():
+                    if person not in kernels:
+                        kernels[person] = await start(laptop)
+                    code = f"turn = {turn}" if turn == 0 else f"assert turn == {turn - 1}; turn = {turn}"
+                    assert await run_cell(laptop, kernels[person], f"{code}; print(turn)") == f"{turn}\n"
+                await gateway.end(signal.SIGKILL)
+        relays = "roost.scheduler.relay"
+        await until(lambda: relays not in world.run("", "ps", "-ef"), "no relay and no sudo is left", 15)
+    finally:
+        await asyncio.to_thread(end_all, world)
