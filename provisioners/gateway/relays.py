@@ -1,7 +1,7 @@
 """Kernels that run as the person who asked: by a relay of that person, which sudo starts.
 
-For each person and backend there is one client, whose service runs as that person. `scheduler/relay.py` is the other
-side: what comes through it is a stranger's input.
+For each person and backend there is one client, whose service runs as that person. `scheduler/client/relay.py` is the
+other side: what comes through it is a stranger's input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from roost.scheduler import relay
+from roost.scheduler.client import relay
 from roost.scheduler.client.client import Client, user_folder
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -37,10 +37,10 @@ _MOST_CHARACTERS, _MOST_LINES = 300, 100
 _VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ")
 """The gateway's variables that sudo gets. It drops most of them, but would pass on a Kerberos ticket."""
 _SENTENCES = (
-    ("a password is required", "sudo has no rule for this: `roost gateway sudoers` prints it"),
-    ("not allowed", "sudo does not allow it for this person: see whether she is in the group of the rule"),
+    ("a password is required", "`sudo` has no rule for this: `roost gateway sudoers` prints it"),
+    ("not allowed", "`sudo` does not allow it for this person: see whether she is in the group of the rule"),
     ("unknown user", "she has no account on this machine"),
-    ("a terminal is required", "sudo wants a terminal: set !requiretty for this command"),
+    ("a terminal is required", "`sudo` wants a terminal: set !requiretty for this command"),
 )
 """What sudo says, and what it means here."""
 
@@ -104,7 +104,7 @@ class _Way:
                     cwd="/", env=environment, umask=0, start_new_session=True,
                 )  # fmt: skip
             except OSError as problem:
-                raise ConfigError(f"sudo cannot be run ({problem.strerror}): install it.") from None
+                raise ConfigError(f"`sudo` cannot be run ({problem.strerror}): install it.") from None
         assert process.stdout is not None
         assert process.stderr is not None
         with process.stdout as answer:
@@ -158,7 +158,7 @@ def explain(said: str) -> str:
             return clause
     last = next(iter(reversed(said.strip().splitlines())), "").removeprefix("roost-relay: ").rstrip(".")
     shown = last[:_MOST_CHARACTERS]
-    return (shown if shown.isprintable() else ascii(shown)) or "the relay has ended without a word"
+    return (shown if shown.isprintable() else ascii(shown)[1:-1]) or "the relay has ended without a word"
 
 
 def write_rule(account: str, group: str, backends: Sequence[str]) -> str:

@@ -8,6 +8,7 @@
     call.py                  one call that is under way
     service_connection.py    finds or starts the service, and connects again after a loss
     service_folder.py        the folder of a cluster's service, by the cluster's address, and the command that starts it
+    relay.py                 a process of another user that passes connections on to her own service
     service_restart.py       ends a service and starts the next one, for `roost restart-service`
     this_owner.py            this process as an owner of kernels
     running_services.py      the services that run, found without starting one

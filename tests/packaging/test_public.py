@@ -41,6 +41,7 @@ CLIENT_SIDE = {
     "client",
     "client.client",
     "client.interpreter_probe",
+    "client.relay",
     "client.running_services",
     "client.service_checks",
     "client.service_folder",

@@ -15,7 +15,7 @@ import pytest
 from server import JupyterServer
 
 from kit.jupyter.gateway_process import Process, a_laptop, run_cell, start, until_it_serves
-from kit.machine.sudo_world import GROUP, PEOPLE, SudoWorld, make_world, why_not
+from kit.jupyter.sudo_world import GROUP, PEOPLE, SudoWorld, make_world, why_not
 from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
@@ -78,7 +78,7 @@ def world() -> Iterator[SudoWorld]:
             made.run(
                 "gateway", "sh", "-c", f"mkdir -p {folder} && cat > {folder}/kernel.json <<'X'\n{text}\nX"
             )
-            words = f"{sys.executable} -I -m roost.scheduler.relay local"
+            words = f"{sys.executable} -I -m roost.scheduler.client.relay local"
             rule = f"gateway ALL=(%{GROUP}) NOPASSWD: {words}"
             made.run("", "sh", "-c", f"echo '{rule}' > /etc/sudoers.d/roost && visudo -c")
             yield made
@@ -142,7 +142,9 @@ async def test_two_people_have_kernels_of_their_own_accounts(world: SudoWorld, t
                 assert (await people[person].api("DELETE", f"kernels/{kernel_id}"))[0] == 204
     finally:
         await asyncio.to_thread(end_all, world)
-    await until(lambda: "roost.scheduler.relay" not in world.run("", "ps", "-ef"), "no relay is left", 20)
+    await until(
+        lambda: "roost.scheduler.client.relay" not in world.run("", "ps", "-ef"), "no relay is left", 20
+    )
 
 
 async def they_reach_nothing_of_each_other(
@@ -178,7 +180,7 @@ async def test_twenty_gateways_that_are_killed_leave_no_relay(world: SudoWorld, 
                     code = f"turn = {turn}" if turn == 0 else f"assert turn == {turn - 1}; turn = {turn}"
                     assert await run_cell(laptop, kernels[person], f"{code}; print(turn)") == f"{turn}\n"
                 await gateway.end(signal.SIGKILL)
-        relays = "roost.scheduler.relay"
+        relays = "roost.scheduler.client.relay"
         await until(lambda: relays not in world.run("", "ps", "-ef"), "no relay and no sudo is left", 15)
     finally:
         await asyncio.to_thread(end_all, world)

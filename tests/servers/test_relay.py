@@ -21,7 +21,7 @@ from roost.testing.deadlines import allow_s
 
 PROGRAM = """
 import sys
-from roost.scheduler import relay
+from roost.scheduler.client import relay
 
 relay.read_first_person = lambda: 0
 relay.REST_S = 2.0

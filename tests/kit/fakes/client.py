@@ -97,6 +97,9 @@ class StubClient:
         self.asked.append(asked)
         return Answer(self.error or answer)
 
+    def may_have_kernels(self) -> bool:
+        return True
+
     def service_folder(self) -> Path:
         return Path("/nowhere/scheduler-ray")
 

@@ -23,9 +23,9 @@ def test_kernels_run_as_people_only(person: str) -> None:
 @pytest.mark.parametrize(
     ("said", "clause"),
     [
-        ("sudo: a password is required\n", "sudo has no rule for this: `roost gateway sudoers` prints it"),
+        ("sudo: a password is required\n", "`sudo` has no rule for this: `roost gateway sudoers` prints it"),
         ("roost-relay: The uid 7 has no account.\n", "The uid 7 has no account"),
-        ("Sorry, user gateway is not allowed to execute '…' as eve on vm.\n", "sudo does not allow it"),
+        ("Sorry, user gateway is not allowed to execute '…' as eve on vm.\n", "`sudo` does not allow it"),
         ("", "the relay has ended without a word"),
         ("\x1b[31mred\n", r"\x1b[31mred"),
         ("x" * 1_000, "x" * 300),
@@ -51,8 +51,8 @@ def test_a_rule_is_written_only_if_root_alone_can_change_the_relay(
     monkeypatch.setattr(relays, "list_trusted", lambda: iter([Path("/")]))
     line = write_rule("gateway", group, ["local", "ssh"])
     assert line.startswith(f"gateway ALL=(%{group}) NOPASSWD: /")
-    assert line.endswith(" -I -m roost.scheduler.relay ssh")
-    assert line.count(" -I -m roost.scheduler.relay ") == 2
+    assert line.endswith(" -I -m roost.scheduler.client.relay ssh")
+    assert line.count(" -I -m roost.scheduler.client.relay ") == 2
 
 
 def test_the_relays_python_and_all_folders_above_count() -> None:

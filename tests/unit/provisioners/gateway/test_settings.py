@@ -24,7 +24,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_there_are_few_settings() -> None:
-    assert len(RoostGateway.class_own_traits(config=True)) <= 14
+    assert len(RoostGateway.class_own_traits(config=True)) <= 15
 
 
 def test_the_file_is_found_and_read(file: Path) -> None:

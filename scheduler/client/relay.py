@@ -1,6 +1,6 @@
 """The relay: passes connections on to the own service of the user as whom it runs. `sudo` starts it for a gateway.
 
-    roost gateway ── sudo -n -H -u ada ──> python -I -m roost.scheduler.relay local
+    roost gateway ── sudo -n -H -u ada ──> python -I -m roost.scheduler.client.relay local
         │  listens on a private socket, and gives it as standard input      │  runs as ada
         └── connects with that socket ══> relay ══> ada's service <─────────┘  starts it, if none runs
 
@@ -15,6 +15,7 @@ import os
 import pwd
 import re
 import socket
+import stat
 import struct
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -37,6 +38,9 @@ _START_SERVICE_S = 30.0
 _LOGIN_DEFINITIONS = Path("/etc/login.defs")
 _FIRST_PERSON = 1_000
 """The first uid of a person's account, unless `UID_MIN` in that file names another one."""
+_NO_LISTENER = (
+    "Its standard input is no listening Unix socket: `sudo` must not have log_input for this command."
+)
 _CREDENTIALS = struct.Struct("3i")
 """The process, user and group of the other side of a Unix socket."""
 
@@ -101,28 +105,33 @@ def read_caller(environment: Mapping[str, str]) -> int:
     """Return the uid of the account that has called sudo. Raises `Refused`."""
     given = environment.get("SUDO_UID", "")
     if not given.isdecimal():
-        raise Refused("sudo starts it, for a gateway.")
+        raise Refused("`sudo` starts it, for a gateway.")
     return int(given)
 
 
 def take_listener(caller: int) -> socket.socket:
     """Return the listening socket that is the standard input. The caller must have made it. Raises `Refused`."""
+    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        raise Refused(_NO_LISTENER)
+    listener = socket.socket(fileno=os.dup(0))
     try:
-        listener = socket.socket(fileno=os.dup(0))
-        is_right = listener.family == socket.AF_UNIX and listener.type == socket.SOCK_STREAM
-        is_listening = is_right and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError:
-        is_listening = 0
-    if not is_listening:
-        raise Refused(
-            "Its standard input is no listening Unix socket: sudo must not have log_input for this command."
-        )
-    if read_peer(listener) != caller:  # of a listening socket, this is who made it listen
-        raise Refused("Another user has made its socket.")
+        check_listener(listener, caller)
+    except Refused:
+        listener.close()
+        raise
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
     return listener
+
+
+def check_listener(listener: socket.socket, caller: int) -> None:
+    """Raise `Refused` unless this is a Unix socket on which a process of the caller's listens."""
+    is_right = listener.family == socket.AF_UNIX and listener.type == socket.SOCK_STREAM
+    if not (is_right and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+        raise Refused(_NO_LISTENER)
+    if read_peer(listener) != caller:  # of a listening socket, this is who made it listen
+        raise Refused("Another user has made its socket.")
 
 
 def read_peer(connection: socket.socket) -> int:

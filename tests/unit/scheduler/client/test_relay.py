@@ -12,8 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from roost.scheduler import relay
-from roost.scheduler.relay import Refused, check_user, forget_caller, read_backend, read_caller, take_listener
+from roost.scheduler.client import relay
+from roost.scheduler.client.relay import (
+    Refused,
+    check_user,
+    forget_caller,
+    read_backend,
+    read_caller,
+    take_listener,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +58,7 @@ def test_only_the_accounts_of_people(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.parametrize("given", [None, "", "x", "-1", "1 "])
 def test_only_sudo_starts_it(given: str | None) -> None:
-    with pytest.raises(Refused, match="sudo starts it"):
+    with pytest.raises(Refused, match="`sudo` starts it"):
         read_caller({} if given is None else {"SUDO_UID": given})
 
 
@@ -95,6 +102,6 @@ def test_only_a_listening_socket_of_its_caller(tmp_path: Path) -> None:
 
 
 def test_it_says_what_it_refuses_in_one_line() -> None:
-    command = [sys.executable, "-m", "roost.scheduler.relay", "nothing"]
+    command = [sys.executable, "-m", "roost.scheduler.client.relay", "nothing"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "roost-relay: There is no such backend.\n")
