@@ -100,7 +100,7 @@ class _Way:
             listener.listen(_BACKLOG)
             try:
                 process = subprocess.Popen(
-                    command, stdin=listener, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    command, stdin=listener.fileno(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                     cwd="/", env=environment, umask=0, start_new_session=True,
                 )  # fmt: skip
             except OSError as problem:

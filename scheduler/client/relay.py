@@ -136,10 +136,9 @@ def check_listener(listener: socket.socket, caller: int) -> None:
 
 def read_peer(connection: socket.socket) -> int:
     """Return the uid of the other side of a Unix socket."""
-    _, uid, _ = _CREDENTIALS.unpack(
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    )
-    return uid
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(credentials)
+    return int(uid)
 
 
 def forget_caller(environment: MutableMapping[str, str]) -> None:
