@@ -35,9 +35,9 @@ def test_nothing_ends_while_there_are_kernels(runtime_dir: Path) -> None:
 
 
 def test_kernels_end_too_if_the_user_says_so(settled_runtime_dir: Path) -> None:
-    roost.start_kernel()
-    pids = [*daemon_pids(settled_runtime_dir, "scheduler"), *daemon_pids(settled_runtime_dir, "agent")]
-    done = down("--kernels")
+    with roost.start_kernel():
+        pids = [*daemon_pids(settled_runtime_dir, "scheduler"), *daemon_pids(settled_runtime_dir, "agent")]
+        done = down("--kernels")
     assert done.returncode == 0, done.stderr
     assert "Ended: 1 kernel, 1 service, 1 agent." in done.stdout
     assert all(wait_gone(pid, 1) for pid in pids)

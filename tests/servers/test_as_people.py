@@ -31,7 +31,7 @@ print(pwd.getpwuid(os.getuid()).pw_name, os.getcwd(), os.environ["HOME"], *sorte
 """
 LIMITS = """
 import resource
-for name in ("NOFILE", "NPROC", "CORE", "STACK"):
+for name in ("NOFILE", "NPROC", "STACK"):
     print(name, *resource.getrlimit(getattr(resource, f"RLIMIT_{name}")))
 """
 SPY = """
@@ -46,8 +46,7 @@ tries = {{
     "memory": lambda: open("/proc/{pid}/mem", "rb"),
     "sockets": lambda: os.listdir("/run/user/{uid}"),
     "service": lambda: connect("/run/user/{uid}/roost/scheduler-local/socket"),
-    "home": lambda: os.listdir("{home}"),
-    "the gateway's tokens": lambda: os.listdir("{gateway}/.local/state"),
+    "the gateway's tokens": lambda: os.listdir("{gateway}/.local/state/roost"),
     "the gateway's sockets": lambda: os.listdir("/run/user/{gateway_uid}"),
 }}
 for name, each in tries.items():
@@ -80,7 +79,9 @@ def world() -> Iterator[SudoWorld]:
             )
             words = f"{sys.executable} -I -m roost.scheduler.client.relay local"
             rule = f"gateway ALL=(%{GROUP}) NOPASSWD: {words}"
-            made.run("", "sh", "-c", f"echo '{rule}' > /etc/sudoers.d/roost && visudo -c")
+            made.run(
+                "", "sh", "-c", f"echo '{rule}' | install -m 440 /dev/stdin /etc/sudoers.d/roost && visudo -c"
+            )
             yield made
 
 
@@ -152,7 +153,7 @@ async def they_reach_nothing_of_each_other(
 ) -> None:
     for spy, other in (("ada", "eve"), ("eve", "ada")):
         pid = (await run_cell(people[other], kernels[other], "print(os.getpid())")).strip()
-        facts = {"home": world.home(other), "gateway": world.home("gateway"), "kernel_id": kernels[other]}
+        facts = {"gateway": world.home("gateway"), "kernel_id": kernels[other]}
         code = SPY.format(pid=pid, uid=PEOPLE[other], gateway_uid=PEOPLE["gateway"], **facts)
         assert await run_cell(people[spy], kernels[spy], code) == "1 False\n"
         assert (await people[spy].api("DELETE", f"kernels/{kernels[other]}"))[0] == 404

@@ -33,7 +33,7 @@ for name in etc usr; do
     mount -t overlay world -o lowerdir=/$name,upperdir={base}/$name/upper,workdir={base}/$name/work /$name
 done
 mount -t tmpfs -o mode=755 world /run
-cp -a {base}/package/usr/. /usr/; cp -a {base}/package/etc/. /etc/
+cp -a {base}/package/usr/. /usr/; cp -a {base}/package/etc/. /etc/; chmod 440 /etc/sudoers
 groupadd {group}
 for person in {people}; do
     mkdir -p {base}/home
@@ -41,6 +41,7 @@ for person in {people}; do
     install -d -m 700 -o ${{person%=*}} /run/user/${{person#*=}}
 done
 usermod -aG {group} ada; usermod -aG {group} eve
+echo '@{group} - nofile 3000' > /etc/security/limits.d/people.conf
 echo ready
 exec sleep infinity
 """
