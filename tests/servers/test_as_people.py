@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import pytest
 from server import JupyterServer
 
 from kit.jupyter.gateway_process import Process, a_laptop, run_cell, start, until_it_serves
 from kit.jupyter.sudo_world import GROUP, PEOPLE, SudoWorld, make_world, why_not
+from roost.scheduler.client import relay
 from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
@@ -111,6 +113,12 @@ def add_token(world: SudoWorld, person: str) -> str:
     return str(json.loads(world.run("gateway", *ROOST, "gateway", "token", "add", person, "--json"))["token"])
 
 
+def list_relays() -> list[list[str]]:
+    """Return the commands of all relays, and those of the sudos that have started them."""
+    commands = (each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"]))
+    return [words for words in commands if relay.__name__ in words]
+
+
 def end_all(world: SudoWorld) -> None:
     for person in ("ada", "eve", "gateway"):
         world.run(person, *ROOST, "down", "--kernels", check=False)
@@ -143,9 +151,7 @@ async def test_two_people_have_kernels_of_their_own_accounts(world: SudoWorld, t
                 assert (await people[person].api("DELETE", f"kernels/{kernel_id}"))[0] == 204
     finally:
         await asyncio.to_thread(end_all, world)
-    await until(
-        lambda: "roost.scheduler.client.relay" not in world.run("", "ps", "-ef"), "no relay is left", 20
-    )
+    await until(lambda: not list_relays(), "no relay and no sudo is left", 20)
 
 
 async def they_reach_nothing_of_each_other(
@@ -181,7 +187,7 @@ async def test_twenty_gateways_that_are_killed_leave_no_relay(world: SudoWorld, 
                     code = f"turn = {turn}" if turn == 0 else f"assert turn == {turn - 1}; turn = {turn}"
                     assert await run_cell(laptop, kernels[person], f"{code}; print(turn)") == f"{turn}\n"
                 await gateway.end(signal.SIGKILL)
-        relays = "roost.scheduler.client.relay"
-        await until(lambda: relays not in world.run("", "ps", "-ef"), "no relay and no sudo is left", 15)
+        assert list_relays()
+        await until(lambda: not list_relays(), "no relay and no sudo is left", 15)
     finally:
         await asyncio.to_thread(end_all, world)
