@@ -69,7 +69,7 @@ ROOMS = {
     "scheduler/backends/ssh": Size(2566, 1327),
     "scheduler/backends/yarn": Size(5061, 2830),
     "scheduler/cli": Size(2726, 1758),
-    "scheduler/client": Size(2062, 1159),
+    "scheduler/client": Size(2061, 1160),
     "scheduler/config": Size(548, 308),
     "scheduler/core": Size(3783, 2258),
     "scheduler/policies": Size(1300, 807),
