@@ -574,6 +574,11 @@ class RoostProvisioner(KernelProvisionerBase):
         """The reason of the kernel's latest end or failed restart, as a clause; empty if it has not ended."""
         return self._exits.last_reason
 
+    @property
+    def outlook(self) -> str:
+        """What will end the kernel soon, as a clause; empty if nothing is known that would."""
+        return self._exits.outlook
+
     def why_not_restart(self) -> str:
         """Return the reason why Jupyter must not restart the ended kernel automatically; empty if it may.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from roost.launchers.protocol.shared_values import name_connection_file
-from roost.placement.model.format import format_age, format_amount, format_bytes
+from roost.placement.model.format import format_age, format_amount, format_bytes, format_count
 from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
@@ -39,6 +40,7 @@ def list_kernels(arguments: argparse.Namespace) -> int:
     document = {"kernels": [_to_document(kernel) for kernel in kernels]}
 
     def show() -> None:
+        _show_outlooks(kernels)
         _show(kernels, is_queue=arguments.pending)
         if not found and (others := _find_other_backends(client)):
             print(f"Services of other clusters run too: give --backend {' or '.join(others)}.")
@@ -54,6 +56,12 @@ def list_kernels(arguments: argparse.Namespace) -> int:
             )
 
     return print_answer(arguments, document, show)
+
+
+def _show_outlooks(kernels: Sequence[Kernel]) -> None:
+    """Print a line for each thing that will end kernels soon, with their number."""
+    for what, count in Counter(kernel.outlook for kernel in kernels if kernel.outlook).items():
+        print(f"⚠ {format_count(count, 'kernel')}: {clean(what)}.")
 
 
 def _count_elsewhere(client: Client) -> int:

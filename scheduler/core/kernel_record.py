@@ -130,6 +130,10 @@ class KernelRecord:
     """True if the kernel was stopped on purpose or because it was idle: roost must not restart it by itself."""
     warning: str = ""
     """Why the manager has warned that it will take the lease back; empty if it has not warned."""
+    outlook: str = ""
+    """What will end the kernel soon, as far as its cluster shows; see `Kernel.outlook`."""
+    idle_outlook: str = ""
+    """The same of a kernel that is idle."""
     adopted_at: float | None = None
     unheld_since: float | None = None
     """When the kernel's last owner ended (`time.monotonic`); -inf if nobody saw the end, None if no owner has ended.
@@ -243,5 +247,6 @@ class KernelRecord:
             position=position,
             waits_for=waits_for,
             reason=self.reason or (process.reason if process else ""),
+            outlook=(self.outlook or self.idle_outlook) if self.runs else "",
             is_stopped=self.is_stopped,
         )

@@ -211,8 +211,11 @@ class Reconciler:
             elif event.kind == "resync":
                 self.soon()
             elif (record := self._table.with_lease(event.lease_id)) is not None:
-                record.warning = event.reason
-                self._table.publish("warned", record, event.reason)
+                if event.kind == "lease_warned":
+                    record.warning = event.reason
+                if record.outlook != event.reason:
+                    record.outlook = event.reason
+                    self._table.publish("warned", record, event.reason or "is in no danger any more")
 
     def _on_lease(self, lease: Lease) -> None:
         """Follow what the cluster shows of a lease: a grant, why it is still pending, or a loss."""

@@ -75,6 +75,19 @@ class OutageRecovery(Generic[N]):
             return f"{kernels} were to end at {at}"
         return f"{kernels} end at {at} if it is not back by then"
 
+    def describe_end(self, node_id: str) -> str:
+        """Return what becomes of the kernels on a node, as the outlook of each; empty if nothing threatens them."""
+        ends_at, is_away = self.pool.ends.get(node_id), bool(self.manager.membership.away)
+        if ends_at is None and not is_away:
+            return ""
+        name = self.manager.name
+        who = (
+            f"the {name} cluster is away" if is_away else f"node {node_id} is not back in the {name} cluster"
+        )
+        if ends_at is None:
+            return f"{who}; this kernel lives on while the {self.manager.daemon} of its node does"
+        return f"{who}; this kernel ends at {_format_time(ends_at)} if it is not back by then"
+
     def report_missing(self) -> list[Finding]:
         """Return a finding for each node that is not back after an outage, though kernels live there."""
         if self.manager.membership.away:
