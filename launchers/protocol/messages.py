@@ -103,6 +103,18 @@ class Reserve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonCommand:
+    """By what an agent knows another daemon of its manager's kind on its node."""
+
+    name: str
+    """The name of the process."""
+    node: str
+    """The argument that names the node."""
+    cluster: str
+    """The argument that names the cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manager:
     """A daemon of the cluster manager on the agent's node, which the agent watches."""
 
@@ -115,7 +127,12 @@ class Manager:
     address: str
     """The address (`host:port`) of the manager itself."""
     grace_s: float = 300.0
-    """If the manager is away when its last daemon on the node ends, the leases are kept for this time."""
+    """If the manager is away when its last daemon on the node ends, the leases are kept for this time.
+
+    With a `command`, this time begins when another daemon of the same cluster runs on the node.
+    """
+    command: DaemonCommand | None = None
+    """Known if the agent can see which daemons begin: the leases are kept until one does."""
     is_gone: bool = False
     """True if the manager has ended, even if another one answers at `address`."""
     has_left: bool = False

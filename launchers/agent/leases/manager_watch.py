@@ -1,7 +1,9 @@
 """The agent's watch on the cluster manager's daemons on this node, such as a raylet.
 
 If the manager answers both when the last daemon ends and a second later, the node has left the cluster. Its leases are
-lost. Otherwise the kernels live on for a grace, in which the same cluster may come back.
+lost. Otherwise nobody else can be granted what they hold. So the kernels live on until another cluster begins here, or
+until the same one is back and has not claimed their leases again within a grace. If the agent cannot see which daemons
+begin, the grace counts from the end of the last one.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
+
 from roost.launchers.daemon.file_input import put_aside, take_json
 from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.daemon.process import Watch
-from roost.launchers.protocol.messages import Manager
+from roost.launchers.protocol.messages import DaemonCommand, Manager
 from roost.placement.model.json_codec import WireError, decode, encode
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,8 @@ SETTLE_S = 1.0
 """How long to wait before asking again after a daemon's end: a manager that ends too may end a little later."""
 _CONNECT_S = 2.0
 _PROBE_S = 6.0
+LOOK_S = 1.0
+"""How often an agent looks for another daemon while its own ones are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +57,7 @@ class ManagerWatch:
     is_cut_off: bool = False
     """True from then until another daemon is watched."""
     ends_at: float | None = None
-    """In that time: when all leases here are lost if the cluster stays away, as `time.time`."""
+    """When all leases here are lost if nobody claims them again, as `time.time`; None if that is not known."""
     _watches: dict[tuple[int, float], tuple[Manager, Watch]] = field(default_factory=dict)
     _losing: asyncio.Task[None] | None = None
 
@@ -98,7 +104,9 @@ class ManagerWatch:
             return
         manager = replace(manager, grace_s=max(manager.grace_s, self.promised_s()))
         # Before the report, so that a scheduler that asks for the status at once sees a node that is draining.
-        self.is_cut_off, self.ends_at = True, time.time() + SETTLE_S + manager.grace_s
+        self.is_cut_off = True
+        if manager.command is None:
+            self.ends_at = time.time() + SETTLE_S + manager.grace_s
         self.on_cut_off(f"{manager.name}'s last daemon here has ended")
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
 
@@ -108,14 +116,44 @@ class ManagerWatch:
         if not was_away and await _cluster_answers(manager):
             reason = f"its node has left the {manager.name} cluster"
         else:
-            log.warning("the %s cluster is away; kernels stay for %g s", manager.name, manager.grace_s)
-            await self.sleep(manager.grace_s)
-            who = f"the {manager.name} cluster did not come back"
-            if not manager.is_gone and await answers(manager.address):
-                who = f"its node did not come back to the {manager.name} cluster"
-            reason = f"{who} within {manager.grace_s:g} s"
+            log.warning("the %s cluster is away", manager.name)
+            if manager.command is None:
+                reason = await self._await_grace(manager)
+            else:
+                reason = await self._await_daemon(manager, manager.command)
         log.warning("all leases are lost: %s", reason)
         await self.on_lost(reason)
+
+    async def _await_grace(self, manager: Manager) -> str:
+        """Return why the leases are lost once the grace is over."""
+        await self.sleep(manager.grace_s)
+        who = f"the {manager.name} cluster did not come back"
+        if not manager.is_gone and await answers(manager.address):
+            who = f"its node did not come back to the {manager.name} cluster"
+        return f"{who} within {manager.grace_s:g} s"
+
+    async def _await_daemon(self, manager: Manager, known: DaemonCommand) -> str:
+        """Return why the leases are lost once another daemon has begun here, and has not been given to `watch`."""
+        while (found := await asyncio.to_thread(find_daemon, known)) is None:
+            await self.sleep(LOOK_S)
+        if found != known:
+            return f"another {manager.name} cluster has begun on its node"
+        self.ends_at = time.time() + manager.grace_s
+        self.on_cut_off(f"the {manager.name} cluster is back on its node, and has to be claimed again")
+        await self.sleep(manager.grace_s)
+        return f"nobody has claimed its place again {manager.grace_s:g} s after the {manager.name} cluster was back"
+
+
+def find_daemon(known: DaemonCommand) -> DaemonCommand | None:
+    """Return the command of a daemon that runs on the same node; None if there is none. Blocks for milliseconds."""
+    cluster, _, _ = known.cluster.partition("=")
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = process.info["cmdline"] or []
+        if process.info["name"] == known.name and known.node in words:
+            return replace(
+                known, cluster=next((word for word in words if word.partition("=")[0] == cluster), "")
+            )
+    return None
 
 
 async def _cluster_answers(manager: Manager) -> bool:

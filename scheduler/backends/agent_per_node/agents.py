@@ -221,14 +221,17 @@ class AgentPool:
             if self._saving is None:  # many agents may come at once
                 self._saving = asyncio.get_running_loop().call_soon(self._save)
 
-    def forget_left(self, present: Collection[str], after_s: float) -> None:
-        """Forget the agents of nodes that have not been among `present` for `after_s`: they have left for good."""
+    def forget_left(self, present: Collection[str], after_s: float, kept: Collection[str] = ()) -> None:
+        """Forget the agents of nodes that have not been among `present` for `after_s`: they have left for good.
+
+        Those among `kept` are not forgotten.
+        """
         self.failures = {name: why for name, why in self.failures.items() if name in present}
         self._failed_at = {name: at for name, at in self._failed_at.items() if name in present}
         now = time.monotonic()
         self._left = {name: self._left.get(name, now) for name in self._known if name not in present}
         for node_id, left_at in self._left.items():
-            if now - left_at > after_s:
+            if now - left_at > after_s and node_id not in kept:
                 self.forget(node_id)
 
     def left(self) -> dict[str, float]:

@@ -464,7 +464,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._outlooks = found
 
     def _forget_left(self) -> None:
-        self._pool.forget_left(self._membership.nodes, self._manager_grace_s + _FORGET_S)
+        after_s = self._manager_grace_s + _FORGET_S
+        self._pool.forget_left(self._membership.nodes, after_s, kept=self.book.nodes())
 
     def _on_growth(self) -> None:
         """Follow a change of what the cluster can start."""

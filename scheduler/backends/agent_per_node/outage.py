@@ -67,7 +67,7 @@ class OutageRecovery(Generic[N]):
         nodes = self.book.nodes()
         ends = sorted(self.pool.ends[node_id] for node_id in nodes if node_id in self.pool.ends)
         if not ends:
-            return f"its kernels live on while the {self.manager.daemon} of their node does" if nodes else ""
+            return "its kernels live on" if nodes else ""
         is_same = len(ends) == len(nodes) and ends[-1] - ends[0] < 1
         kernels = "its kernels" if is_same else "some of its kernels"
         at = _format_time(ends[0])
@@ -77,16 +77,17 @@ class OutageRecovery(Generic[N]):
 
     def describe_end(self, node_id: str) -> str:
         """Return what becomes of the kernels on a node, as the outlook of each; empty if nothing threatens them."""
-        ends_at, is_away = self.pool.ends.get(node_id), bool(self.manager.membership.away)
-        if ends_at is None and not is_away:
+        membership, name = self.manager.membership, self.manager.name
+        is_away, ends_at = bool(membership.away), self.pool.ends.get(node_id)
+        is_missing = node_id in self._expected and node_id not in membership.nodes
+        if not (is_away or is_missing or ends_at):
             return ""
-        name = self.manager.name
         who = (
             f"the {name} cluster is away" if is_away else f"node {node_id} is not back in the {name} cluster"
         )
-        if ends_at is None:
-            return f"{who}; this kernel lives on while the {self.manager.daemon} of its node does"
-        return f"{who}; this kernel ends at {_format_time(ends_at)} if it is not back by then"
+        if ends_at is not None:
+            return f"{who}; this kernel ends at {_format_time(ends_at)} if it is not back by then"
+        return f"{who}; this kernel lives on"
 
     def report_missing(self) -> list[Finding]:
         """Return a finding for each node that is not back after an outage, though kernels live there."""

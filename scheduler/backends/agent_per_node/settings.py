@@ -21,7 +21,7 @@ class AgentPerNodeSettings(ForkingSettings, EnforcementSettings, PortSettings):
         "",
         help="Interpreter of roost's agents on the nodes; empty: that of the cluster manager's processes there.",
     )
-    manager_grace_s = Float(300.0, min=0.0, help="How long kernels live on when the whole cluster is lost.")
+    manager_grace_s = Float(300.0, min=0.0, help="How long kernels wait until they are claimed again.")
     agent_idle_exit_s = Float(3600.0, min=0.0, help="Agents leave after this time without leases.")
 
     def agent_settings(self) -> AgentSettings:

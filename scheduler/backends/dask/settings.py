@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from traitlets import Unicode
+from traitlets import Float, Unicode
 
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 
@@ -21,3 +21,5 @@ class RoostDaskBackend(AgentPerNodeSettings):
     )
     tls_cert = Unicode("", help="Certificate with which roost connects to the cluster.")
     tls_key = Unicode("", help="File with the key of that certificate.")
+    manager_grace_s = Float(3600.0, min=0.0, help="How long kernels live on when the whole cluster is lost.")
+    """An agent cannot see whether another cluster begins on its machine, so that their kernels need an end."""

@@ -112,6 +112,14 @@ def _bring_up(
     with open(f"/proc/{raylet}/environ", "rb") as file:
         lines = file.read().decode(errors="surrogateescape").split("\0")
     env = restore_variables(dict(line.split("=", 1) for line in lines if "=" in line))
+    with open(f"/proc/{raylet}/cmdline", "rb") as file:
+        words = file.read().decode(errors="surrogateescape").split("\0")
+    node, cluster = (
+        next((word for word in words if word.partition("=")[0] == name), "")
+        for name in ("--node_ip_address", "--gcs-address")
+    )
+    if node and cluster:
+        manager = {**manager, "command": {"name": "raylet", "node": node, "cluster": cluster}}
     return bring_up(archive, digest, name, settings, {**manager, "pid": raylet}, clients, python, env)
 
 

@@ -472,7 +472,7 @@ async def _lose_the_head(
     """Kill the GCS, wait until raylets and driver have ended, and start it again: the kernel and its lease stay.
 
     So does a start that waits for room. It gets the GPU of a kernel that ends in the outage, and not the other one's.
-    Each service says the same time at which kernels end.
+    Each service says that the kernels live on.
     """
     environment = {**settings, VARIABLE: f"{home}/node"}
     with Raylets(*MACHINES, keeps_state=state == "kept", environment=environment) as cluster:
@@ -502,9 +502,9 @@ async def _lose_the_head(
                 return all(wait_gone(pid, 0) for pid in pids)
 
             await until(have_ended, "the processes of Ray end at Ray's own deadline", within_s, 1)
-            refusal = await _until_refused("its kernels end at ")
+            refusal = await _until_refused("and its kernels live on: ")
             kill(*daemon_pids(home, "scheduler"))
-            assert await _until_refused("its kernels end at ") == refusal
+            assert await _until_refused("and its kernels live on: ") == refusal
             assert not opening.done()
             await notebook.interrupt()
             assert await notebook.value("mine") == "42"

@@ -36,6 +36,12 @@ def test_what_nobody_promised_or_reports_is_left_out() -> None:
     assert "its agent does not answer" in describe_status(RUNNING)["detail"]
 
 
+def test_what_will_end_a_kernel_is_shown_first() -> None:
+    shown = describe_status(replace(RUNNING, outlook="the Ray cluster is away; this kernel lives on"))
+    assert shown["text"] == "gpu-3 · 0.5 GPU · ? of 16 GiB · ⚠ the Ray cluster is away"
+    assert shown["detail"].startswith("The Ray cluster is away; this kernel lives on.\nRuns on gpu-3")
+
+
 def test_kernels_that_do_not_run() -> None:
     queued = replace(RUNNING, state="queued", node_id="", position=2, waits_for="no room.")
     assert describe_status(queued) == {

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from roost.launchers.agent.leases import manager_watch
-from roost.launchers.agent.leases.manager_watch import SETTLE_S, ManagerWatch
+from roost.launchers.agent.leases.manager_watch import LOOK_S, SETTLE_S, ManagerWatch, find_daemon
 from roost.launchers.daemon.process import Watch, start_time
-from roost.launchers.protocol.messages import Manager
+from roost.launchers.protocol.messages import DaemonCommand, Manager
 from roost.testing.deadlines import allow_s
 
+RAYLET = DaemonCommand(
+    name="raylet", node="--node_ip_address=10.0.0.5", cluster="--gcs-address=10.0.0.1:6379"
+)
 NOWHERE = "127.0.0.1:1"
 """An address where nothing listens."""
 
@@ -363,3 +366,51 @@ async def test_a_missing_or_unreadable_file_means_nothing_to_watch(
     (tmp_path / "manager.json").write_text('{"name": "Ray"}')
     watch.resume()
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+async def test_kernels_live_on_until_a_daemon_begins_on_their_node(
+    watch: ManagerWatch, losses: Losses, sleeps: Sleeps, monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    found: list[DaemonCommand] = []
+    monkeypatch.setattr(manager_watch, "find_daemon", lambda known: found[0] if found else None)
+    with daemon("") as (process, manager):
+        watch.watch(replace(manager, command=RAYLET))
+        await kill(process, manager)
+        await sleeps.end(SETTLE_S)
+        for _ in range(400):
+            await sleeps.end(LOOK_S)
+        is_over = await sleeps.begin(LOOK_S)
+        assert (watch.is_cut_off, watch.ends_at, len(losses)) == (True, None, 0)
+        found.append(RAYLET if is_same else replace(RAYLET, cluster="--gcs-address=10.0.0.9:6379"))
+        is_over.set()
+        if is_same:
+            is_over = await sleeps.begin(60.0)
+            assert watch.ends_at is not None
+            assert len(losses.cut_off) == 2
+            is_over.set()
+            assert (
+                await losses.next()
+                == "nobody has claimed its place again 60 s after the Ray cluster was back"
+            )
+        else:
+            assert await losses.next() == "another Ray cluster has begun on its node"
+
+
+def test_a_daemon_is_known_by_its_name_and_its_node() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        node = f"--node_ip_address=here-{probe.getsockname()[1]}"
+    known = DaemonCommand(name="sleep", node=node, cluster="--gcs-address=one")
+    assert find_daemon(known) is None
+    words = ["--gcs-address=two", node]
+    with subprocess.Popen(
+        ["bash", "-c", "exec 3<&0; read -r line <&3", *words], stdin=subprocess.PIPE
+    ) as process:
+        try:
+            assert find_daemon(known) is None, "another program"
+            assert find_daemon(replace(known, name="bash")) == replace(
+                known, name="bash", cluster="--gcs-address=two"
+            )
+        finally:
+            process.kill()
