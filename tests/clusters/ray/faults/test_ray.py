@@ -461,6 +461,35 @@ async def test_a_head_that_restarts_at_once(
         assert groups(cluster.address) == []
 
 
+async def test_kernels_outlive_their_cluster_until_another_one_begins_on_their_node(
+    own_cluster_runtime_dir: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {**impatient, VARIABLE: f"{own_cluster_runtime_dir}/node"}
+    with Raylets(*MACHINES, environment=environment) as cluster:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        notebook = Notebook("roosted")
+        config = {"backend": "ray", "gpus": 1, "gpu_models": ["A100"]}
+        notebook.manager.kernel_spec_manager = kernelspecs(tmp_path, config=config)
+        await notebook.open()
+        try:
+            await notebook.run("mine = 42")
+            cluster.kill_gcs()
+            for node in cluster.nodes:
+                cluster.kill_raylet(node.address)
+
+            async def is_told() -> bool:
+                kernel = await service().kernel(notebook.manager.kernel_id)
+                return kernel.outlook == "the Ray cluster is away; this kernel lives on"
+
+            await until(is_told, "the kernel's outlook says that the cluster is away", 10)
+            network = cluster.address.rpartition(".")[0]
+            with Raylets(*MACHINES, network=network, environment=environment):
+                reason = await notebook.ended(service(), 30)
+            assert "another Ray cluster has begun on its node" in reason
+        finally:
+            await notebook.close()
+
+
 async def _lose_the_head(
     home: Path,
     tmp_path: Path,
@@ -502,9 +531,9 @@ async def _lose_the_head(
                 return all(wait_gone(pid, 0) for pid in pids)
 
             await until(have_ended, "the processes of Ray end at Ray's own deadline", within_s, 1)
-            refusal = await _until_refused("and its kernels live on: ")
+            refusal = await _until_refused("its kernels live on")
             kill(*daemon_pids(home, "scheduler"))
-            assert await _until_refused("and its kernels live on: ") == refusal
+            assert await _until_refused("its kernels live on") == refusal
             assert not opening.done()
             await notebook.interrupt()
             assert await notebook.value("mine") == "42"
