@@ -108,6 +108,7 @@ async def measure(
     """Compare the memory of a few kernels of each side, then fill the nodes with the first side's kernels."""
     by_name = {side.name: side for side in sides}
     loads = _build_loads(packages)
+    report.shown = _is_main if len(sides) > 1 else _is_memory
     few = replace(limits, kernels=min(FEW, limits.kernels))
     for side in sides if packages else ():
         await check_packages(side, packages)
@@ -361,6 +362,15 @@ async def _run_load(
     return loaded
 
 
+def _is_memory(name: str) -> bool:
+    return name.startswith(("PSS after", "all in/"))
+
+
+def _is_main(name: str) -> bool:
+    """True for the memory of the kernels that are compared, and not for that of the many that fill the nodes."""
+    return _is_memory(name) and not name.rpartition("/")[0].endswith(" kernels")
+
+
 def _add_memory(report: Report, memory: Sequence[Memory], name: str) -> None:
     for part, title in (("pss", "PSS"), ("uss", "USS"), ("dirty", "private dirty")):
         report.add(f"{title} after {name}", statistics.mean(getattr(each, part) for each in memory), "MiB")
@@ -370,7 +380,8 @@ def _add_memory(report: Report, memory: Sequence[Memory], name: str) -> None:
 
 
 def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memory]]) -> None:
-    """Add the answer for each node: how many kernels it holds, by load, and what limits that."""
+    """Put the answer for each node before all notes: how many kernels it holds, by load, and what limits that."""
+    answers = []
     counts = filled.count()
     first = statistics.mean(each.pss for each in memory[FIRST]) * MIB
     for node, room in sorted(filled.room.items()):
@@ -397,6 +408,7 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
             how = f"This follows from the {those} started there."
         else:
             how = "None was started there: this follows from those on other nodes."
-        report.notes.append(f"{text} {how}")
+        answers.append(f"{text} {how}")
     if filled.limit == "files":
-        report.notes.append(f"No more kernels were started, because {filled.why}.")
+        answers.append(f"No more kernels were started, because {filled.why}.")
+    report.notes[:0] = answers

@@ -123,6 +123,8 @@ class Report:
         """The `machine.Condition` of the machine before and after the run, as dictionaries."""
         self.started = datetime.now(timezone.utc)
         self.load_before = os.getloadavg()[0]
+        self.shown: Callable[[str], bool] = lambda name: True
+        """Whether `show` prints the figure of this name. The file of `--json` has all."""
         self.is_interrupted = False
         """True from the moment at which the run was to end."""
 
@@ -224,12 +226,14 @@ class Report:
     def show(self, console: Console) -> None:
         where = describe_machine(machine(), platform.python_version())
         console.print(f"{self.name} · {where}", highlight=False)
+        for note in self.notes:
+            console.print(note, highlight=False, markup=False)
         table = Table()
         table.add_column("figure")
         for column in ("median", "min", "max", "n"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("unit")
-        for name in self.samples:
+        for name in filter(self.shown, self.samples):
             figure = self.figure(name)
             spread = (show_number(value) for value in (figure.median, figure.min, figure.max))
             table.add_row(name, *spread, str(figure.n), figure.unit)
@@ -245,8 +249,6 @@ class Report:
             console.print(table)
         for side, count in self.failures.items():
             console.print(f"Kernels of {side} that did not answer: {count}.", highlight=False)
-        for note in self.notes:
-            console.print(note, highlight=False, markup=False)
 
 
 async def show_time(description: str, jobs: Iterable[Awaitable[Any]], for_s: float) -> None:
