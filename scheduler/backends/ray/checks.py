@@ -172,10 +172,14 @@ def check_versions(gcs: str, facts: ClusterFacts, ray_version: str) -> None:
     if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch") == "minor":
         cluster, ours = (version.rpartition(".")[0] for version in (cluster, ours))
     if (facts.ray_version, cluster) != (ray_version, ours):
+        install = (
+            f"install the cluster's Ray (`pip install '.[ray]' ray=={facts.ray_version}` in a checkout), or "
+        )
         raise ConfigError(
             f"the Ray cluster at {gcs} has Ray {facts.ray_version} on Python {facts.python_version}, roost's service "
-            f"Ray {ray_version} on Python {_PYTHON}, and Ray wants them equal: set "
-            "ROOST_SERVICE_PYTHON to an interpreter with roost and the cluster's versions"
+            f"Ray {ray_version} on Python {_PYTHON}, and Ray wants them equal: "
+            f"{install if cluster == ours else ''}set ROOST_SERVICE_PYTHON to an interpreter with roost and the "
+            "cluster's versions"
         )
 
 

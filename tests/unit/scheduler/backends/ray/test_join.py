@@ -170,7 +170,7 @@ def test_versions_are_compared_as_ray_does(monkeypatch: pytest.MonkeyPatch) -> N
     says = r"has Ray 2\.60\.0 on Python 3\.11\.9, roost's service Ray 2\.60\.0 on Python 3\.11\.7.*ROOST_SERVICE_PYTHON"
     with pytest.raises(ConfigError, match=says):
         checks.check_versions(GCS, facts(python="3.11.9"), "2.60.0")
-    with pytest.raises(ConfigError, match=r"Ray 2\.59\.1"):
+    with pytest.raises(ConfigError, match=r"Ray 2\.59\.1.*`pip install '\.\[ray\]' ray==2\.60\.0`"):
         checks.check_versions(GCS, facts(), "2.59.1")
     monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
     checks.check_versions(GCS, facts(python="3.11.9"), "2.60.0")
