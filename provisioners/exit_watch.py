@@ -83,8 +83,8 @@ class ExitWatch:
         """The reason of the kernel's latest end, as `roost kernels` shows it."""
         self.was_stopped = False
         """True if somebody stopped the kernel at its latest end, or roost culled it."""
-        self.outlook = ""
-        """What will end the kernel soon, as far as the service has told; see `Kernel.outlook`."""
+        self.prospect = ""
+        """What will end the kernel soon, as far as the service has told; see `Kernel.prospect`."""
         self.excesses = 0
         """How many launches in a row, up to the latest one, have run out of memory."""
         self._log = log
@@ -95,7 +95,7 @@ class ExitWatch:
 
     def begin(self, kernel_id: str, launch_id: str) -> KernelExit:
         self._kernel_id = kernel_id
-        self.outlook = ""
+        self.prospect = ""
         self.current = KernelExit(launch_id)
         return self.current
 
@@ -139,9 +139,9 @@ class ExitWatch:
         self._end(ending, None, "it ended while no service of roost was running, so nobody saw the cause")
 
     def read(self, ending: KernelExit, kernel: Kernel) -> None:
-        """Note the outlook of `kernel`, as the service describes it, and its exit code if it has ended."""
+        """Note the prospect of `kernel`, as the service describes it, and its exit code if it has ended."""
         if kernel.launch_id == ending.launch_id:
-            self.outlook = kernel.outlook
+            self.prospect = kernel.prospect
         if kernel.launch_id == ending.launch_id and kernel.state == "exited":
             self.was_stopped = kernel.is_stopped
             self._end(

@@ -575,9 +575,9 @@ class RoostProvisioner(KernelProvisionerBase):
         return self._exits.last_reason
 
     @property
-    def outlook(self) -> str:
+    def prospect(self) -> str:
         """What will end the kernel soon, as a clause; empty if nothing is known that would."""
-        return self._exits.outlook
+        return self._exits.prospect
 
     def why_not_restart(self) -> str:
         """Return the reason why Jupyter must not restart the ended kernel automatically; empty if it may.

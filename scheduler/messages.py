@@ -151,7 +151,7 @@ class Kernel:
     """The reason for the wait while the kernel is queued: a sentence."""
     reason: str = ""
     """Why the kernel has ended, or why its start has failed."""
-    outlook: str = ""
+    prospect: str = ""
     """What will end the kernel soon, with its time, or what becomes of it while the cluster is away: a clause.
 
     Empty: nothing is known that would end it.

@@ -57,7 +57,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     _asking: asyncio.Task[None] | None = None
     _subscription: Subscription | None = None
     _told = ""
-    """The outlook of the kernel that a cell has shown."""
+    """The prospect of the kernel that a cell has shown."""
     _is_closed = False
     _is_broken = False
     _has_left_out = False
@@ -170,18 +170,18 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self.log.debug("kernel=%s a message came after its client had gone", self.kernel_id)
             return
         if message.is_cell:
-            self._tell_outlook(message.header)
+            self._tell_prospect(message.header)
         if message.is_cell and len(self._cells) < _MOST_CELLS:
             launch_id = self.kernel_manager.provisioner.launch_id
             self._cells[message.header["msg_id"]] = launch_id, message.header
         self.forward(message.channel, message.parts_with_cell_id())
 
-    def _tell_outlook(self, header: Mapping[str, Any]) -> None:
+    def _tell_prospect(self, header: Mapping[str, Any]) -> None:
         """Show what will end the kernel soon, in the first cell that is run since it is known."""
-        outlook = self.kernel_manager.provisioner.outlook
-        if outlook and outlook != self._told:
-            self.speak("iopub", "stream", {"name": "stderr", "text": f"roost: {outlook}.\n"}, header)
-        self._told = outlook
+        prospect = self.kernel_manager.provisioner.prospect
+        if prospect and prospect != self._told:
+            self.speak("iopub", "stream", {"name": "stderr", "text": f"roost: {prospect}.\n"}, header)
+        self._told = prospect
 
     def refuse_full(self, message: ClientMessage) -> None:
         """Drop a message, because too many are held. A cell ends with a sentence."""

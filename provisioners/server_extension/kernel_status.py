@@ -99,9 +99,9 @@ def describe_status(kernel: Kernel) -> dict[str, str]:
         lines.append(f"Uses {used} of memory{gpu} and {format_amount(use.cpu_percent / 100)} CPU.")
     else:
         lines.append("Its use is unknown: its agent does not answer.")
-    if kernel.outlook:
-        parts.append(f"⚠ {kernel.outlook.partition(';')[0]}")
-        lines.insert(0, f"{kernel.outlook[0].upper()}{kernel.outlook[1:]}.")
+    if kernel.prospect:
+        parts.append(f"⚠ {kernel.prospect.partition(';')[0]}")
+        lines.insert(0, f"{kernel.prospect[0].upper()}{kernel.prospect[1:]}.")
     return {"text": " · ".join(parts), "detail": "\n".join(lines)}
 
 

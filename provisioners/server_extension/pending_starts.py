@@ -93,8 +93,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     def kernel_model(self, kernel_id: str) -> dict[str, Any]:
         """Return the kernel's model. Its `reason` says what will end a kernel that runs."""
         model: dict[str, Any] = super().kernel_model(kernel_id)
-        outlook = getattr(self.get_kernel(kernel_id).provisioner, "outlook", "")
-        return {"reason": outlook, **model} if outlook else model
+        prospect = getattr(self.get_kernel(kernel_id).provisioner, "prospect", "")
+        return {"reason": prospect, **model} if prospect else model
 
     def note_waiting(self, kernel_id: str) -> None:
         """Wake the tasks that wait for a change of a start's state. Any thread may call this."""

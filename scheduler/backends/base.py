@@ -46,16 +46,16 @@ class BackendContext:
 class BackendEvent:
     """A change in the cluster. What changes about a lease itself is in the `LeaseBook`."""
 
-    kind: Literal["nodes", "lease_warned", "outlook", "resync"]
+    kind: Literal["nodes", "lease_warned", "prospect", "resync"]
     """`nodes`: the next snapshot differs. `lease_warned`: the manager will take the lease `lease_id` back soon.
 
-    `outlook`: `reason` says what becomes of the lease's kernel if nothing changes; empty: it is safe again.
+    `prospect`: `reason` says what becomes of the lease's kernel if nothing changes; empty: it is safe again.
     `resync`: events may be missing, so all leases must be read again.
     """
     lease_id: str = ""
     """The lease that the event is about, if it is about one."""
     reason: str = ""
-    """Why the lease will be taken back, or the outlook: a clause without a full stop."""
+    """Why the lease will be taken back, or the prospect: a clause without a full stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

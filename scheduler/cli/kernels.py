@@ -40,7 +40,7 @@ def list_kernels(arguments: argparse.Namespace) -> int:
     document = {"kernels": [_to_document(kernel) for kernel in kernels]}
 
     def show() -> None:
-        _show_outlooks(kernels)
+        _show_prospects(kernels)
         _show(kernels, is_queue=arguments.pending)
         if not found and (others := _find_other_backends(client)):
             print(f"Services of other clusters run too: give --backend {' or '.join(others)}.")
@@ -58,9 +58,9 @@ def list_kernels(arguments: argparse.Namespace) -> int:
     return print_answer(arguments, document, show)
 
 
-def _show_outlooks(kernels: Sequence[Kernel]) -> None:
+def _show_prospects(kernels: Sequence[Kernel]) -> None:
     """Print a line for each thing that will end kernels soon, with their number."""
-    for what, count in Counter(kernel.outlook for kernel in kernels if kernel.outlook).items():
+    for what, count in Counter(kernel.prospect for kernel in kernels if kernel.prospect).items():
         print(f"⚠ {format_count(count, 'kernel')}: {clean(what)}.")
 
 

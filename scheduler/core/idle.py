@@ -119,12 +119,12 @@ class IdleCuller:
         ends_at = self._ends_at.get(launch)
         if limit_s - idle_s > warning_s:
             self._ends_at.pop(launch, None)
-            record.idle_outlook = ""
+            record.idle_prospect = ""
         elif ends_at is None:
             # The whole time, also if the kernel is idle for longer: a limit is new, or the scheduler is.
             self._ends_at[launch] = time.monotonic() + warning_s
             at = time.strftime("%H:%M:%S", time.localtime(time.time() + warning_s))
-            record.idle_outlook = f"it is idle; it ends at {at} unless it is used"
+            record.idle_prospect = f"it is idle; it ends at {at} unless it is used"
             ends = f"it ends in {format_age(warning_s)} unless it is used"
             self._table.publish("warned", record, f"has been idle for {format_age(idle_s)}; {ends}")
         elif time.monotonic() >= ends_at and idle_s >= limit_s:

@@ -130,9 +130,9 @@ class KernelRecord:
     """True if the kernel was stopped on purpose or because it was idle: roost must not restart it by itself."""
     warning: str = ""
     """Why the manager has warned that it will take the lease back; empty if it has not warned."""
-    outlook: str = ""
-    """What will end the kernel soon, as far as its cluster shows; see `Kernel.outlook`."""
-    idle_outlook: str = ""
+    prospect: str = ""
+    """What will end the kernel soon, as far as its cluster shows; see `Kernel.prospect`."""
+    idle_prospect: str = ""
     """The same of a kernel that is idle."""
     adopted_at: float | None = None
     unheld_since: float | None = None
@@ -247,6 +247,6 @@ class KernelRecord:
             position=position,
             waits_for=waits_for,
             reason=self.reason or (process.reason if process else ""),
-            outlook=(self.outlook or self.idle_outlook) if self.runs else "",
+            prospect=(self.prospect or self.idle_prospect) if self.runs else "",
             is_stopped=self.is_stopped,
         )

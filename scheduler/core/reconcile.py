@@ -213,8 +213,8 @@ class Reconciler:
             elif (record := self._table.with_lease(event.lease_id)) is not None:
                 if event.kind == "lease_warned":
                     record.warning = event.reason
-                if record.outlook != event.reason:
-                    record.outlook = event.reason
+                if record.prospect != event.reason:
+                    record.prospect = event.reason
                     self._table.publish("warned", record, event.reason or "is in no danger any more")
 
     def _on_lease(self, lease: Lease) -> None:

@@ -96,7 +96,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         )
         self._restart_grace_s = context.restart_grace_s
         self._manager_grace_s = grace_s
-        self._outlooks: dict[str, str] = {}  # by lease
+        self._prospects: dict[str, str] = {}  # by lease
         self._is_open = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events = EventQueue()
@@ -399,7 +399,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 if is_away and not was_away:
                     self._events.put(BackendEvent(kind="nodes"))  # starts that wait then say so
                 was_away = is_away
-                self._tell_outlooks()
+                self._tell_prospects()
                 if is_away:
                     # Even if the manager leaves again while its leases are claimed again.
                     must_read_leases = True
@@ -451,7 +451,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._pool.ended_daemons &= {node.daemon for node in nodes.values()}
         self._update([*changed, *gone])
 
-    def _tell_outlooks(self) -> None:
+    def _tell_prospects(self) -> None:
         """Tell what becomes of the kernels, where that has changed."""
         found = {
             lease.id: self._recovery.describe_end(node_id)
@@ -459,9 +459,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             for lease in self.book.on(node_id)
         }
         for lease_id, what in found.items():
-            if self._outlooks.get(lease_id, "") != what:
-                self._events.put(BackendEvent(kind="outlook", lease_id=lease_id, reason=what))
-        self._outlooks = found
+            if self._prospects.get(lease_id, "") != what:
+                self._events.put(BackendEvent(kind="prospect", lease_id=lease_id, reason=what))
+        self._prospects = found
 
     def _forget_left(self) -> None:
         after_s = self._manager_grace_s + _FORGET_S
@@ -486,7 +486,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             return
         if event.kind == "lost" and not event.lease_id:
             self._update([node_id])  # its daemon has ended
-            self._tell_outlooks()
+            self._tell_prospects()
         elif event.kind == "lost":
             self._lose(event.lease_id, event.reason)
         elif event.kind == "released":

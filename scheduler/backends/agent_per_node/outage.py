@@ -76,7 +76,7 @@ class OutageRecovery(Generic[N]):
         return f"{kernels} end at {at} if it is not back by then"
 
     def describe_end(self, node_id: str) -> str:
-        """Return what becomes of the kernels on a node, as the outlook of each; empty if nothing threatens them."""
+        """Return what becomes of the kernels on a node, as the prospect of each; empty if nothing threatens them."""
         membership, name = self.manager.membership, self.manager.name
         is_away, ends_at = bool(membership.away), self.pool.ends.get(node_id)
         is_missing = node_id in self._expected and node_id not in membership.nodes

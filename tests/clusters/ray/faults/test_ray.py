@@ -479,9 +479,9 @@ async def test_kernels_outlive_their_cluster_until_another_one_begins_on_their_n
 
             async def is_told() -> bool:
                 kernel = await service().kernel(notebook.manager.kernel_id)
-                return kernel.outlook == "the Ray cluster is away; this kernel lives on"
+                return kernel.prospect == "the Ray cluster is away; this kernel lives on"
 
-            await until(is_told, "the kernel's outlook says that the cluster is away", 10)
+            await until(is_told, "the kernel's prospect says that the cluster is away", 10)
             network = cluster.address.rpartition(".")[0]
             with Raylets(*MACHINES, network=network, environment=environment):
                 reason = await notebook.ended(service(), 30)

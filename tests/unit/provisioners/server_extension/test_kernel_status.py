@@ -37,7 +37,7 @@ def test_what_nobody_promised_or_reports_is_left_out() -> None:
 
 
 def test_what_will_end_a_kernel_is_shown_first() -> None:
-    shown = describe_status(replace(RUNNING, outlook="the Ray cluster is away; this kernel lives on"))
+    shown = describe_status(replace(RUNNING, prospect="the Ray cluster is away; this kernel lives on"))
     assert shown["text"] == "gpu-3 · 0.5 GPU · ? of 16 GiB · ⚠ the Ray cluster is away"
     assert shown["detail"].startswith("The Ray cluster is away; this kernel lives on.\nRuns on gpu-3")
 

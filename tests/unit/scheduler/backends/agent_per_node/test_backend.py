@@ -234,19 +234,19 @@ async def test_the_time_at_which_kernels_end_is_the_agents(
         await later.close()
 
 
-async def test_each_kernel_has_an_outlook_while_the_manager_is_away(opened: Opened) -> None:
+async def test_each_kernel_has_an_prospect_while_the_manager_is_away(opened: Opened) -> None:
     await opened.backend.claim(LEASE)
     opened.manager.problem = "it is being upgraded"
-    first = await opened.event("outlook")
+    first = await opened.event("prospect")
     assert (first.lease_id, first.reason) == (LEASE.id, "the Fake cluster is away; this kernel lives on")
     ends_at = time.time() + 1000
     opened.agent.cut_off(ends_at)
     at = time.strftime("%H:%M:%S", time.localtime(ends_at))
-    second = await opened.event("outlook")
+    second = await opened.event("prospect")
     assert second.reason == f"the Fake cluster is away; this kernel ends at {at} if it is not back by then"
     opened.agent.ends_at = None
     opened.manager.problem = ""
-    assert (await opened.event("outlook")).reason == ""
+    assert (await opened.event("prospect")).reason == ""
 
 
 async def test_doctor_says_when_kernels_end_on_a_node_that_is_not_back(opened: Opened) -> None:
