@@ -130,6 +130,8 @@ class Kernel:
     request: Request
     kernel_name: str = ""
     """The name of the kernelspec."""
+    notebook: str = ""
+    """The file name of the notebook or console whose session started it; empty if it has none."""
     node_id: str = ""
     lease_id: str = ""
     device_ids: tuple[str, ...] = ()
@@ -165,6 +167,11 @@ class Kernel:
 
     None if that time is not known.
     """
+
+    @property
+    def title(self) -> str:
+        """What its user calls it: its notebook and kernelspec, as far as they are known."""
+        return " · ".join(filter(None, (self.notebook, self.kernel_name)))
 
     @property
     def pid(self) -> int:

@@ -19,10 +19,13 @@ from tornado import web
 
 from roost.placement import NodeType
 from roost.placement.model.json_codec import decode
-from roost.scheduler.client.running_services import RunningService, find_services, read_service
+from roost.provisioners.application import to_http_error
+from roost.scheduler.client.running_services import RunningService, find_services, read_service, stop_kernels
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 
+_GRACE_S = 5.0
+"""How long a kernel may take to end before it is killed."""
 _FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"
@@ -78,6 +81,34 @@ class ClusterHandler(APIHandler):  # type: ignore[misc]
         self.finish(json.dumps({"clusters": clusters, "at": time.time()}))
 
 
+class KernelHandler(APIHandler):  # type: ignore[misc]
+    """A handler that stops a kernel of this user, whichever server or program has started it."""
+
+    auth_resource = "kernels"
+
+    @web.authenticated
+    @authorized  # type: ignore[untyped-decorator]
+    async def delete(self, kernel_id: str) -> None:
+        if kernel_id in self.kernel_manager:  # Jupyter shows its end
+            await self.kernel_manager.shutdown_kernel(kernel_id)
+        else:
+            await _stop_elsewhere(kernel_id)
+        self.set_status(204)
+        self.finish()
+
+
+async def _stop_elsewhere(kernel_id: str) -> None:
+    """Stop a kernel that no notebook of this server has. Raises `HTTPError`."""
+    try:
+        for service in find_services():
+            if any(each["id"] == kernel_id for each in (await read_service(service)).kernels):
+                await stop_kernels(service, [kernel_id], _GRACE_S)
+                return
+    except RoostError as problem:
+        raise to_http_error(problem) from None
+    raise web.HTTPError(404, f"There is no kernel {kernel_id}.")
+
+
 async def read_cluster(service: RunningService) -> dict[str, Any]:
     """Return the nodes and the kernels of a service, or its `problem`."""
     about = {"backend": service.backend, "address": service.address}
@@ -110,10 +141,14 @@ def _describe_kernel(kernel: Kernel) -> dict[str, Any]:
     return {
         "id": kernel.id,
         "state": "pending" if kernel.is_pending else kernel.state,
+        "title": kernel.title,
+        "prospect": kernel.prospect,
         "owner": kernel.owner.user,
         "node": kernel.node_id,
         "devices": kernel.device_ids,
         "request": kernel.request.describe(),
+        "is_busy": kernel.use is not None and kernel.use.execution_state == "busy",
+        "idle_s": kernel.use.idle_s if kernel.use and kernel.use.execution_state == "idle" else None,
         "memory_bytes": kernel.use.memory_bytes if kernel.use else None,
         "position": kernel.position,
         "waits_for": kernel.waits_for,
@@ -131,5 +166,6 @@ def add_cluster_page(web_app: Any) -> None:
             (f"{base}/?", PageHandler),
             (f"{base}/({names})", PageHandler),
             (f"{base}/api/clusters", ClusterHandler),
+            (rf"{base}/api/clusters/kernels/([\w-]+)", KernelHandler),
         ],
     )

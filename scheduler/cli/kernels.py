@@ -203,10 +203,12 @@ def _show(kernels: Sequence[Kernel], *, is_queue: bool) -> None:
 
 
 def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
-    table = build_table("KERNEL", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "USE", "AGE", right=("AGE",))
+    titles = ("KERNEL", "NOTEBOOK", "STATE", "OWNER", "NODE", "GPU", "REQUEST", "USE", "AGE")
+    table = build_table(*titles, right=("AGE",))
     for kernel in sorted(kernels, key=lambda kernel: kernel.created_at):
         table.add_row(
             short[kernel.id],
+            kernel.title or "-",
             Text(_format_state(kernel), style=_STYLES.get(kernel.state, "")),
             _format_owner(kernel),
             kernel.node_id or "-",
@@ -244,9 +246,11 @@ def _format_use(kernel: Kernel) -> str:
 
 
 def _build_queue(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
-    table = build_table("POSITION", "KERNEL", "OWNER", "AGE", "WAITS FOR", right=("POSITION", "AGE"))
+    titles = ("POSITION", "KERNEL", "NOTEBOOK", "OWNER", "AGE", "WAITS FOR")
+    table = build_table(*titles, right=("POSITION", "AGE"))
     for kernel in sorted(kernels, key=lambda kernel: kernel.position or 0):
         position = "pending" if kernel.is_pending else str(kernel.position or "-")
         age, waits_for = format_age(time.time() - kernel.created_at), kernel.waits_for or "-"
-        table.add_row(position, short[kernel.id], kernel.owner.user, age, waits_for)
+        title = kernel.title or "-"
+        table.add_row(position, short[kernel.id], title, kernel.owner.user, age, waits_for)
     return table

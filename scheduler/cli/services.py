@@ -17,7 +17,7 @@ from roost.placement.model.format import format_count
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import connect
-from roost.scheduler.client.running_services import RunningService, end_service, find_services, read_service
+from roost.scheduler.client.running_services import RunningService, find_services, read_service, stop_kernels
 from roost.scheduler.client.service_restart import read_options, restart_service
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import format_names
@@ -82,7 +82,7 @@ def end_all(arguments: argparse.Namespace) -> int:
         there_are = "There is 1 kernel" if count == 1 else f"There are {count} kernels"
         raise RoostError(f"{there_are}, and nothing was ended: `roost down --kernels` ends kernels, too.")
     for service, ids in kernels.items():
-        asyncio.run(end_service(service, ids, arguments.grace))
+        asyncio.run(stop_kernels(service, ids, arguments.grace, and_all=True))
     agents = _list_agents()
     for pid in agents.values():
         with suppress(ProcessLookupError):

@@ -77,15 +77,18 @@ class ServiceReading:
     kernels: list[Any]
 
 
-async def end_service(service: RunningService, kernel_ids: Sequence[str], grace_s: float) -> None:
-    """Stop these kernels of a service, and then end its agents and itself. Raises `RoostError`."""
+async def stop_kernels(
+    service: RunningService, kernel_ids: Sequence[str], grace_s: float, *, and_all: bool = False
+) -> None:
+    """Stop these kernels of a service; with `and_all` also end its agents and itself. Raises `RoostError`."""
     client = RpcClient(f"ipc://{service.folder}/socket")
     try:
         await client.connect(timeout_s=_CONNECT_S)
         for kernel_id in kernel_ids:
             arguments = {"kernel_id": kernel_id, "grace_s": grace_s}
             await client.call("stop", arguments, timeout_s=grace_s + _STOP_S)
-        await client.call("end_all", timeout_s=_STOP_S)
+        if and_all:
+            await client.call("end_all", timeout_s=_STOP_S)
     except rpc.RemoteError as problem:
         raise from_remote(problem) from None
     except (rpc.RpcError, asyncio.TimeoutError):

@@ -13,6 +13,7 @@ Everything here can be read back from leases and agents. Each transition has one
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -114,6 +115,7 @@ class KernelRecord:
     request: Request
     created_at: float
     kernel_name: str = ""
+    notebook: str = ""
     phase: Phase = Phase.QUEUED
     lease_id: str = ""
     """The lease that this kernel has or has claimed; empty while it has none."""
@@ -173,6 +175,7 @@ class KernelRecord:
         self.launch_id, self.owner, self.reason, self.process = start.launch_id, start.owner, "", None
         self.is_stopped = False
         self.kernel_name = start.connection.kernel_name
+        self.notebook = os.path.basename(start.connection.jupyter_session)
 
     def claim(self, lease: Lease) -> None:
         """Note the lease that is claimed next, so that an undo finds it."""
@@ -237,6 +240,7 @@ class KernelRecord:
             owner=self.owner,
             request=self.request,
             kernel_name=self.kernel_name or (connection.kernel_name if connection else ""),
+            notebook=self.notebook or (os.path.basename(connection.jupyter_session) if connection else ""),
             node_id=lease.node_id if lease else "",
             lease_id=lease.id if lease else "",
             device_ids=(process.device_ids if process else ()) or (lease.device_ids if lease else ()),

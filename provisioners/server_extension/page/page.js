@@ -105,6 +105,27 @@ function drawTable(titles, rows) {
   return make("div", "scroll", make("table", "", make("thead", "", head), make("tbody", "", ...body)));
 }
 
+// Stopping is for the kernels of this user alone: no service lists those of others.
+function makeStop(kernel) {
+  const button = make("button", "", "Stop");
+  button.setAttribute("aria-label", `Stop ${kernel.title || kernel.id}`);
+  button.onclick = async () => {
+    if (!confirm(`Stop ${kernel.title || kernel.id}? Its variables are lost.`)) return;
+    button.disabled = true;
+    const token = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/)?.[1] ?? "";
+    const answer = await fetch(`api/clusters/kernels/${kernel.id}`, { method: "DELETE", headers: { "X-XSRFToken": token } });
+    if (!answer.ok) alert(`It was not stopped: the server answered ${answer.status}.`);
+    await draw();
+  };
+  return button;
+}
+
+function describeState(kernel) {
+  if (kernel.state !== "running") return kernel.state;
+  if (kernel.is_busy) return "busy";
+  return kernel.idle_s === null ? "running" : `idle ${age(kernel.idle_s)}`;
+}
+
 function drawQueue(kernels) {
   const waiting = kernels.filter((kernel) => kernel.state === "queued" || kernel.state === "pending");
   if (!waiting.length) return [];
@@ -112,12 +133,15 @@ function drawQueue(kernels) {
   const rows = waiting.map((kernel) => [
     kernel.state === "pending" ? "pending" : String(kernel.position ?? "-"),
     make("code", "", kernel.id.slice(0, 8)),
+    kernel.title || "-",
     kernel.owner,
     kernel.request,
     kernel.waits_for || "-",
     make("span", "short", age(kernel.age_s)),
+    makeStop(kernel),
   ]);
-  return [make("h3", "", "Queue"), drawTable(["position", "kernel", "owner", "asks for", "waits for", "age"], rows)];
+  const titles = ["position", "kernel", "notebook", "owner", "asks for", "waits for", "age", ""];
+  return [make("h3", "", "Queue"), drawTable(titles, rows)];
 }
 
 function drawKernels(kernels) {
@@ -126,14 +150,17 @@ function drawKernels(kernels) {
   running.sort((one, other) => one.node.localeCompare(other.node) || other.age_s - one.age_s);
   const rows = running.map((kernel) => [
     make("code", "", kernel.id.slice(0, 8)),
+    make("span", "", kernel.title || "-", kernel.prospect ? make("p", "note", `⚠ ${kernel.prospect}`) : null),
+    describeState(kernel),
     kernel.owner,
     kernel.node || "-",
     kernel.devices.length ? kernel.devices.join(", ") : "-",
     kernel.request,
     kernel.memory_bytes === null ? "unknown" : bytes(kernel.memory_bytes),
-    kernel.state === "running" ? age(kernel.age_s) : kernel.state,
+    make("span", "short", age(kernel.age_s)),
+    makeStop(kernel),
   ]);
-  const titles = ["kernel", "owner", "node", "GPU", "asked for", "memory used", "age"];
+  const titles = ["kernel", "notebook", "state", "owner", "node", "GPU", "asked for", "memory used", "age", ""];
   return [make("h3", "", "Kernels"), drawTable(titles, rows)];
 }
 
@@ -162,6 +189,7 @@ function drawCluster(cluster) {
     ...drawQueue(cluster.kernels),
     ...drawKernels(cluster.kernels),
     make("h3", "", "Nodes"),
+    make("p", "dim", "A bar shows what is promised to kernels. Each box is a GPU."),
     make("div", "nodes", ...cluster.nodes.map(drawNode)),
     ...drawTypes(cluster.node_types),
   );
