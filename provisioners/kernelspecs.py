@@ -130,7 +130,7 @@ def install(
         metadata.pop("supported_encryption", None)
         metadata |= {"supported_encryption": ["curve"]} if probed.has_curve else {}
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
-    display_name = display_name or spec.display_name.removesuffix(_ON_ROOST) + _ON_ROOST
+    display_name = display_name or _choose_display_name(spec.display_name, name, request, backend)
     document = {**spec.to_dict(), "argv": argv, "display_name": display_name, "metadata": metadata}
     try:
         write_kernelspec(folder, document, list_resources(Path(spec.resource_dir)), make_way=_remove)
@@ -155,6 +155,14 @@ def check_kernel_name(name: str) -> None:
         raise ConfigError(f"{name!r:.80} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
     if len(name) > _LONGEST_NAME:
         raise ConfigError(f"a kernel name of {len(name)} letters is too long: use at most {_LONGEST_NAME}.")
+
+
+def _choose_display_name(source: str, name: str, request: Request, backend: str) -> str:
+    """Return a title that no other kernelspec of roost's has, as far as request and backend tell them apart."""
+    taken = {each.display_name for each in list_kernelspecs() if each.name != name}
+    title, asks = source.partition(_ON_ROOST)[0] + _ON_ROOST, request.describe()
+    titles = (title, f"{title}: {asks}", f"{title}, {backend}: {asks}")
+    return next((each for each in titles if each not in taken), titles[-1])
 
 
 def list_kernelspecs() -> list[RoostKernelspec]:

@@ -169,6 +169,22 @@ def test_a_copy_of_a_kernelspec_of_roosts_keeps_its_request(make: Make, kernels:
     assert copy(cpus=1) == {"gpus": 0.5, "cpus": 1}, "another backend has other options"
 
 
+def test_titles_that_would_be_alike_say_what_their_kernels_ask_for(make: Make) -> None:
+    make("plain", ["sh", "{connection_file}"])
+    titles = []
+    for name, config in (
+        ("one", {"backend": "local"}),
+        ("two", {"backend": "local", "gpus": 1}),
+        ("three", {"backend": "ray", "gpus": 1}),
+        ("four", {"backend": "local", "gpus": 2}),
+    ):
+        spec, _ = kernelspecs.install("plain", name=name, config=config, is_checked=False)
+        titles.append(spec.display_name)
+    plain = titles[0]
+    assert plain.endswith(" on roost")
+    assert titles[1:] == [f"{plain}: 1 GPU", f"{plain}, ray: 1 GPU", f"{plain}: 2 GPUs"]
+
+
 def test_remove_refuses_other_kernelspecs(make: Make, kernels: Path) -> None:
     make("mine", ["sh", "{connection_file}"])
     kernelspecs.install("python3", name="ours", config={}, is_checked=False)
