@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from traitlets.config import Config
 
+from roost.placement.model.format import format_count
 from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.client.client import Client, KernelList
@@ -76,6 +78,7 @@ class KernelFinder:
         self._state = state
         self._log = log
         self._found: set[str] = set()
+        self._named: set[str] = set()  # servers that were named in the log
         self._late: list[tuple[Client, Sequence[str], str]] = []
 
     async def find_late(self, adopt: Callable[[list[FoundKernel]], Awaitable[None]]) -> None:
@@ -119,7 +122,23 @@ class KernelFinder:
             and self._places.may_have(client, kernel.id)
         ]
         self._found.update(kernel.id for kernel in new)
+        self._name_other_servers(kernels)
         return new, _say_what_is_missing(kernels)
+
+    def _name_other_servers(self, kernels: Sequence[Kernel]) -> None:
+        """Log the kernels of servers that have ended, of another port or folder, and how to take them over."""
+        counts = Counter(
+            kernel.owner.server
+            for kernel in kernels
+            if kernel.owner.can_adopt and not kernel.is_held and kernel.owner.server != self._state.name
+        )
+        for name in counts.keys() - self._named:
+            self._log.warning(
+                "roost: %s of your server %r live, which has ended. That server takes them over when it starts again, "
+                "and so does one with c.RoostExtension.server_name = %r. `roost stop --server '%s'` ends them.",
+                *(format_count(counts[name], "kernel"), name, name, name),
+            )
+            self._named.add(name)
 
     def _warn(self, names: Sequence[str], problem: str) -> None:
         self._log.warning("roost: not all kernels of %s are known yet: %s", ", ".join(names), problem)

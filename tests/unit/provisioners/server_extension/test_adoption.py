@@ -104,6 +104,20 @@ async def test_the_kernels_of_this_servers_name_are_found(service: FakeService, 
     assert await find(finder) == (["a"], [])
 
 
+async def test_kernels_of_a_server_that_has_ended_are_named_once(
+    service: FakeService, finder: KernelFinder, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = replace(OURS, server="theirs", can_adopt=True)
+    left = [replace(kernel(name, theirs), is_held=False) for name in "bc"]
+    held = kernel("d", replace(OURS, server="alive"))
+    answer(service, page(*left, held), page(*left, held))
+    for _ in range(2):
+        assert await finder.find() == []
+    (said,) = [each for each in caplog.messages if "has ended" in each]
+    assert said.startswith("roost: 2 kernels of your server 'theirs' live, which has ended.")
+    assert said.endswith("`roost stop --server 'theirs'` ends them.")
+
+
 async def test_a_kernel_of_another_world_is_named_once_with_its_end(
     service: FakeService,
     finder: KernelFinder,
