@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 
 from roost.scheduler.errors import ConfigError
 
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+"""A name of a namespace (RFC 1123)."""
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 
 
@@ -15,6 +17,19 @@ def check_name(option: str, value: str | None, patterns: Iterable[str]) -> None:
     """Raise `ConfigError` if no pattern (`fnmatch`) matches the value of a kernel's option. No value is allowed."""
     if value and not matches(value, patterns):
         raise refuse(option, value, patterns)
+
+
+def check_namespace(value: str | None, patterns: Iterable[str]) -> None:
+    """Raise `ConfigError` unless this is a name that a namespace can have, and a pattern matches it."""
+    check_name("namespace", value, patterns)
+    if value and not _LABEL.fullmatch(value):
+        raise ConfigError(
+            f"namespace={value!a:.80} is no name of a namespace: small letters, digits and hyphens."
+        )
+
+
+def is_pattern(name: str) -> bool:
+    return any(each in name for each in "*?[")
 
 
 def check_number(option: str, value: int | None, ranges: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from roost.scheduler.backends.agent_per_kernel.address_reports import AddressRep
 from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
 from roost.scheduler.errors import BackendUnavailable
 
+from .allow_lists import is_pattern
 from .api import MERGE, Api, ApiError, JsonObject
 from .creation import PodCreator, agent_key, path_of
 from .metrics import MetricsReader, Use
@@ -110,13 +111,13 @@ class KubernetesCluster(PodCluster):
         )
         selector = {"labelSelector": f"{SERVICE_LABEL}={self._key_pair.label}"}
         self._pods = {
-            namespace: self._reflect(
-                f"/api/v1/namespaces/{namespace}/pods",
+            path: self._reflect(
+                path,
                 lambda raw: raw if self._creator.is_ours(raw) else None,
                 self._on_pod,
                 selector,
             )
-            for namespace in self._namespaces()
+            for path in self._pod_paths()
         }
         metrics = MetricsReader(self._api, self._on_metrics)
         keep_running(metrics.run, self._tasks, log, "the reading of the nodes' use")
@@ -282,15 +283,16 @@ class KubernetesCluster(PodCluster):
     async def _list(self, *selectors: str) -> list[JsonObject]:
         """Ask Kubernetes for the pods of this service that fit the selectors."""
         selector = ",".join([f"{SERVICE_LABEL}={self._key_pair.label}", *selectors])
-        answers = [
-            await self._api.demand("GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
-            for namespace in self._namespaces()
-        ]
+        answers = [await self._api.demand("GET", path, labelSelector=selector) for path in self._pod_paths()]
         return [raw for answer in answers for raw in answer["items"]]
 
-    def _namespaces(self) -> list[str]:
+    def _pod_paths(self) -> list[str]:
+        """Return the API's lists in which pods of this service can be: with a pattern, that of all namespaces."""
+        allowed = self._settings.allowed_namespaces
+        if any(is_pattern(name) for name in allowed):
+            return ["/api/v1/pods"]
         main = self._settings.namespace or self._api.namespace
-        return list(dict.fromkeys([main, *self._settings.allowed_namespaces]))
+        return [f"/api/v1/namespaces/{name}/pods" for name in dict.fromkeys([main, *allowed])]
 
     def _on_node(self, uid: str, before: Node | None, after: Node | None) -> None:
         if before != after:

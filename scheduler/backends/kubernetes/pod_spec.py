@@ -21,7 +21,7 @@ from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import read_input_yaml
 
-from .allow_lists import check_name, check_number, matches, refuse
+from .allow_lists import check_name, check_namespace, check_number, matches
 from .api import JsonObject
 from .names import (
     CONTAINER,
@@ -120,8 +120,7 @@ class PodTemplate:
                 "no image is set: name one (option image, KERNEL_IMAGE) or set c.RoostKubernetesBackend.image."
             )
         namespace = options.get("namespace")
-        if namespace and namespace not in (*settings.allowed_namespaces, settings.namespace):
-            raise refuse("namespace", namespace, [*settings.allowed_namespaces, settings.namespace])
+        check_namespace(namespace, [*settings.allowed_namespaces, settings.namespace])
         accounts = [*settings.allowed_service_accounts, *settings.token_service_accounts]
         check_name("service_account", options.get("service_account"), accounts)
         check_number("uid", options.get("uid"), settings.allowed_uids)

@@ -36,7 +36,9 @@ class RoostKubernetesBackend(NodeTypeSettings):
         "reads all pods of the cluster.",
     )
     allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
-    allowed_namespaces = List(Unicode(), help="Namespaces that kernels may name, besides `namespace`.")
+    allowed_namespaces = List(
+        Unicode(), help="Patterns of the namespaces that kernels may name, besides `namespace` (fnmatch)."
+    )
     allowed_service_accounts = List(Unicode(), help="Service accounts that kernels may name.")
     token_service_accounts = List(
         Unicode(),
