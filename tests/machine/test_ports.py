@@ -74,6 +74,21 @@ def test_a_port_on_which_another_process_listens_is_not_chosen() -> None:
         assert first.hb_port not in numbers(second)
 
 
+def test_ports_stay_in_order_if_the_claim_on_one_is_given_back_just_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The claim is refused, and a moment later nobody holds it: the port counts as one of another user."""
+    with ports.claim(Connection()) as first:
+        pass
+    with (
+        ports.claims.claim(f"roost-port-{first.shell_port}"),
+        monkeypatch.context() as moment,
+    ):
+        moment.setattr(ports.claims, "find_owner", lambda name: None)
+        with ports.claim(first) as again:
+            assert again == first
+
+
 def test_claims_leave_no_socket_open() -> None:
     before = set(os.listdir("/proc/self/fd"))
     with ports.claim(Connection()) as first, ports.claim(first):

@@ -43,7 +43,10 @@ def claim(connection: Connection, allowed: Sequence[int] = ()) -> Iterator[Conne
     choose none of these TCP ports again.
     """
     with contextlib.ExitStack() as held:
-        found = _claim(connection, [getattr(connection, name) for name in PORT_NAMES], held)
+        own = [getattr(connection, name) for name in PORT_NAMES]
+        found = sorted(
+            _claim(connection, own, held), key=own.index
+        )  # a port may rank last, and is still its own
         if len(found) < len(PORT_NAMES):
             held.close()
             is_ipc = connection.transport == "ipc"
