@@ -20,7 +20,7 @@ import psutil
 
 from roost.launchers.daemon.file_input import put_aside, take_json
 from roost.launchers.daemon.private_files import write_private_json
-from roost.launchers.daemon.process import Watch
+from roost.launchers.daemon.process import Watch, start_time
 from roost.launchers.protocol.messages import DaemonCommand, Manager
 from roost.placement.model.json_codec import WireError, decode, encode
 
@@ -134,7 +134,7 @@ class ManagerWatch:
 
     async def _await_daemon(self, manager: Manager, known: DaemonCommand) -> str:
         """Return why the leases are lost once another daemon has begun here, and has not been given to `watch`."""
-        while (found := await asyncio.to_thread(find_daemon, known)) is None:
+        while (found := await asyncio.to_thread(find_daemon, known, manager.process_started_at)) is None:
             await self.sleep(LOOK_S)
         if found != known:
             return f"another {manager.name} cluster has begun on its node"
@@ -144,12 +144,15 @@ class ManagerWatch:
         return f"nobody has claimed its place again {manager.grace_s:g} s after the {manager.name} cluster was back"
 
 
-def find_daemon(known: DaemonCommand) -> DaemonCommand | None:
-    """Return the command of a daemon that runs on the same node; None if there is none. Blocks for milliseconds."""
+def find_daemon(known: DaemonCommand, after: float) -> DaemonCommand | None:
+    """Return the command of a daemon that has begun on the same node after this `start_time`; None if there is none.
+
+    A daemon that is older than the one that has ended shared the node with it. Blocks for milliseconds.
+    """
     cluster, _, _ = known.cluster.partition("=")
     for process in psutil.process_iter(["name", "cmdline"]):
         words = process.info["cmdline"] or []
-        if process.info["name"] == known.name and known.node in words:
+        if process.info["name"] == known.name and known.node in words and start_time(process.pid) > after:
             return replace(
                 known, cluster=next((word for word in words if word.partition("=")[0] == cluster), "")
             )

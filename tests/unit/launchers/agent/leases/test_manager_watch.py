@@ -373,7 +373,7 @@ async def test_kernels_live_on_until_a_daemon_begins_on_their_node(
     watch: ManagerWatch, losses: Losses, sleeps: Sleeps, monkeypatch: pytest.MonkeyPatch, is_same: bool
 ) -> None:
     found: list[DaemonCommand] = []
-    monkeypatch.setattr(manager_watch, "find_daemon", lambda known: found[0] if found else None)
+    monkeypatch.setattr(manager_watch, "find_daemon", lambda known, after: found[0] if found else None)
     with daemon("") as (process, manager):
         watch.watch(replace(manager, command=RAYLET))
         await kill(process, manager)
@@ -402,15 +402,15 @@ def test_a_daemon_is_known_by_its_name_and_its_node() -> None:
         probe.bind(("127.0.0.1", 0))
         node = f"--node_ip_address=here-{probe.getsockname()[1]}"
     known = DaemonCommand(name="sleep", node=node, cluster="--gcs-address=one")
-    assert find_daemon(known) is None
+    assert find_daemon(known, 0.0) is None
     words = ["--gcs-address=two", node]
     with subprocess.Popen(
         ["bash", "-c", "exec 3<&0; read -r line <&3", *words], stdin=subprocess.PIPE
     ) as process:
         try:
-            assert find_daemon(known) is None, "another program"
-            assert find_daemon(replace(known, name="bash")) == replace(
-                known, name="bash", cluster="--gcs-address=two"
-            )
+            assert find_daemon(known, 0.0) is None, "another program"
+            found = find_daemon(replace(known, name="bash"), 0.0)
+            assert found == replace(known, name="bash", cluster="--gcs-address=two")
+            assert find_daemon(found, start_time(process.pid)) is None, "it has shared the node with the ended one"
         finally:
             process.kill()
