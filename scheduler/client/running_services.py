@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,24 +82,27 @@ async def stop_kernels(
     service: RunningService, kernel_ids: Sequence[str], grace_s: float, *, and_all: bool = False
 ) -> None:
     """Stop these kernels of a service; with `and_all` also end its agents and itself. Raises `RoostError`."""
-    client = RpcClient(f"ipc://{service.folder}/socket")
-    try:
-        await client.connect(timeout_s=_CONNECT_S)
+    async with _connected(service) as client:
         for kernel_id in kernel_ids:
             arguments = {"kernel_id": kernel_id, "grace_s": grace_s}
             await client.call("stop", arguments, timeout_s=grace_s + _STOP_S)
         if and_all:
             await client.call("end_all", timeout_s=_STOP_S)
-    except rpc.RemoteError as problem:
-        raise from_remote(problem) from None
-    except (rpc.RpcError, asyncio.TimeoutError):
-        raise _no_answer(service) from None
-    finally:
-        await client.close()
 
 
 async def read_service(service: RunningService) -> ServiceReading:
     """Return the nodes of a running service, and its kernels with their use. Raises `RoostError`."""
+    async with _connected(service) as client:
+        nodes = (await client.call("nodes", timeout_s=_ANSWER_S))["nodes"]
+        call = partial(client.call, "kernels", timeout_s=_ANSWER_S)
+        kernels, _ = await read_kernels(call, with_use=True)
+        node_types = (await client.call("node_types", timeout_s=_ANSWER_S))["node_types"]
+        return ServiceReading(nodes=nodes, node_types=node_types, kernels=kernels)
+
+
+@asynccontextmanager
+async def _connected(service: RunningService) -> AsyncIterator[RpcClient]:
+    """Connect with a service that speaks this protocol. What fails within is raised as a `RoostError`."""
     client = RpcClient(f"ipc://{service.folder}/socket")
     try:
         await client.connect(timeout_s=_CONNECT_S)
@@ -109,19 +113,11 @@ async def read_service(service: RunningService) -> ServiceReading:
                 f"The scheduler service ({service.backend}, pid {service.pid}) is roost {greeting['version']}"
             )
             raise BackendUnavailable(f"{what}, whose protocol is not that of roost {VERSION}.")
-        nodes = (await client.call("nodes", timeout_s=_ANSWER_S))["nodes"]
-        call = partial(client.call, "kernels", timeout_s=_ANSWER_S)
-        kernels, _ = await read_kernels(call, with_use=True)
-        node_types = (await client.call("node_types", timeout_s=_ANSWER_S))["node_types"]
-        return ServiceReading(nodes=nodes, node_types=node_types, kernels=kernels)
+        yield client
     except rpc.RemoteError as problem:
         raise from_remote(problem) from None
     except (rpc.RpcError, asyncio.TimeoutError):
-        raise _no_answer(service) from None
+        where = f"{service.backend}, pid {service.pid}, log {service.folder / 'log'}"
+        raise BackendUnavailable(f"The scheduler service ({where}) does not answer.") from None
     finally:
         await client.close()
-
-
-def _no_answer(service: RunningService) -> BackendUnavailable:
-    where = f"{service.backend}, pid {service.pid}, log {service.folder / 'log'}"
-    return BackendUnavailable(f"The scheduler service ({where}) does not answer.")

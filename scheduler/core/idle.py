@@ -12,7 +12,7 @@ from typing import Any
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.protocol.messages import KernelUse, Lease
-from roost.placement.model.format import format_age
+from roost.placement.model.format import format_age, format_time
 from roost.scheduler.config.settings import Settings
 
 from .ender import KernelEnder
@@ -123,7 +123,7 @@ class IdleCuller:
         elif ends_at is None:
             # The whole time, also if the kernel is idle for longer: a limit is new, or the scheduler is.
             self._ends_at[launch] = time.monotonic() + warning_s
-            at = time.strftime("%H:%M:%S", time.localtime(time.time() + warning_s))
+            at = format_time(time.time() + warning_s)
             record.idle_prospect = f"it is idle; it ends at {at} unless it is used"
             ends = f"it ends in {format_age(warning_s)} unless it is used"
             self._table.publish("warned", record, f"has been idle for {format_age(idle_s)}; {ends}")

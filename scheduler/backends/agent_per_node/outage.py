@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from roost.launchers.daemon.tasks import ask_all
+from roost.placement.model.format import format_time
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.errors import LeaseConflict, RoostError
@@ -70,7 +71,7 @@ class OutageRecovery(Generic[N]):
             return "its kernels live on" if nodes else ""
         is_same = len(ends) == len(nodes) and ends[-1] - ends[0] < 1
         kernels = "its kernels" if is_same else "some of its kernels"
-        at = _format_time(ends[0])
+        at = format_time(ends[0])
         if time.time() > ends[0]:
             return f"{kernels} were to end at {at}"
         return f"{kernels} end at {at} if it is not back by then"
@@ -86,7 +87,7 @@ class OutageRecovery(Generic[N]):
             f"the {name} cluster is away" if is_away else f"node {node_id} is not back in the {name} cluster"
         )
         if ends_at is not None:
-            return f"{who}; this kernel ends at {_format_time(ends_at)} if it is not back by then"
+            return f"{who}; this kernel ends at {format_time(ends_at)} if it is not back by then"
         return f"{who}; this kernel lives on"
 
     def report_missing(self) -> list[Finding]:
@@ -97,7 +98,7 @@ class OutageRecovery(Generic[N]):
         for node_id, ends_at in sorted(self.pool.ends.items()):
             if self.book.on(node_id) and node_id not in self.manager.membership.nodes:
                 where = f"node {node_id} is not back in the {self.manager.name} cluster"
-                what = f"{where}: what runs there ends at {_format_time(ends_at)}"
+                what = f"{where}: what runs there ends at {format_time(ends_at)}"
                 found.append({"level": "warning", "what": what, "do": "bring the node back before that time"})
         return found
 
@@ -207,7 +208,3 @@ class OutageRecovery(Generic[N]):
             reason = f"the {self.manager.name} cluster came back without room for it: {problem}"
             self.lose(lease.id, reason)
             self.end(lease)  # no kernel record may exist yet, so that nobody else would end it
-
-
-def _format_time(at: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at))

@@ -28,7 +28,7 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
-        patch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now))
+        patch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now, time=time.time))
         patch.setattr(idle, "_SHORTEST_PAUSE_S", 60.0)  # the scheduler does not look by itself
 
 
