@@ -62,14 +62,6 @@ class Relays:
                 self._clients[key] = Client(backend, reach=way.reach)
             return self._clients[key]
 
-    def close(self) -> None:
-        """Close all connections. The relays end by themselves."""
-        with self._lock:
-            clients = list(self._clients.values())
-            self._clients.clear()
-        for client in clients:
-            client.close()
-
 
 class _Way:
     """The way to a person's own service: a socket, and the relay that listens on it."""

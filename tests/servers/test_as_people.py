@@ -15,11 +15,11 @@ import psutil
 import pytest
 from server import JupyterServer
 
-from kit.jupyter.gateway_process import Process, a_laptop, run_cell, start, until_it_serves
+from kit.jupyter.gateway_process import Process, a_laptop, run_cell, run_gateway, start, until_it_serves
 from kit.jupyter.sudo_world import GROUP, PEOPLE, SudoWorld, make_world, why_not
 from roost.scheduler.client import relay
 from roost.testing.clusters.free_ports import free_port
-from roost.testing.deadlines import allow_s, until
+from roost.testing.deadlines import until
 
 CONFIG = """
 c.RoostGateway.impersonate = ["local"]
@@ -92,21 +92,9 @@ async def serve(world: SudoWorld, port: int, folder: Path) -> AsyncIterator[Proc
     config = world.home("gateway") / ".jupyter/roost_gateway_config.py"
     text = CONFIG.format(port=port)
     world.run("gateway", "sh", "-c", f"mkdir -p {config.parent} && cat > {config} <<'X'\n{text}\nX")
-    log = folder / "gateway.log"
-    with log.open("ab") as file:
-        process = await asyncio.create_subprocess_exec(
-            *world.enter("gateway", *ROOST, "gateway"),
-            stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-    try:
-        yield Process(process, log)
-    except BaseException:
-        print(log.read_text())
-        raise
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await asyncio.wait_for(process.wait(), allow_s(30))
+    command = world.enter("gateway", *ROOST, "gateway")
+    async with run_gateway(command, folder / "gateway.log") as gateway:
+        yield gateway
 
 
 def add_token(world: SudoWorld, person: str) -> str:

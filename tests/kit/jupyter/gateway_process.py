@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +78,20 @@ async def add_token(person: str) -> str:
 async def serve(folder: Path, port: int, number: int = 1, *, more: str = "") -> AsyncIterator[Process]:
     """Start a gateway, which may have to wait for another one. `more` are lines of its configuration."""
     (folder / "roost_gateway_config.py").write_text(f"{CONFIG}c.ServerApp.port = {port}\n{more}\n")
-    log = folder / f"gateway-{number}.log"
-    with log.open("wb") as file:
+    command = [sys.executable, "-m", "roost", "gateway"]
+    async with run_gateway(command, folder / f"gateway-{number}.log", cwd=folder) as gateway:
+        yield gateway
+
+
+@asynccontextmanager
+async def run_gateway(
+    command: Sequence[str], log: Path, *, cwd: Path | None = None
+) -> AsyncIterator[Process]:
+    """Run the command of a gateway. Its output is added to `log`."""
+    with log.open("ab") as file:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "roost", "gateway",
-            stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder, start_new_session=True,
+            *command,
+            stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file, cwd=cwd, start_new_session=True,
         )  # fmt: skip
     try:
         yield Process(process, log)

@@ -411,6 +411,8 @@ def test_a_daemon_is_known_by_its_name_and_its_node() -> None:
             assert find_daemon(known, 0.0) is None, "another program"
             found = find_daemon(replace(known, name="bash"), 0.0)
             assert found == replace(known, name="bash", cluster="--gcs-address=two")
-            assert find_daemon(found, start_time(process.pid)) is None, "it has shared the node with the ended one"
+            assert find_daemon(found, start_time(process.pid)) is None, (
+                "it has shared the node with the ended one"
+            )
         finally:
             process.kill()
