@@ -466,7 +466,7 @@ class RoostProvisioner(KernelProvisionerBase):
             connection_folder=choose_connection_folder() if is_local else "",
             is_of_another_user=self.service.is_of_another_user,
             launch_timeout_s=options.launch_timeout_s,
-            queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
+            queue_timeout_s=find_queue_timeout_s(self.parent),
         )
         if not is_restart and is_adopted(self.parent, self._id):
             return await self.adopt(start)

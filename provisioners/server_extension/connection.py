@@ -33,6 +33,7 @@ from roost.scheduler.messages import UnreadableMessage, find_parts, read_header,
 from .client_message import V1, BadMessage, ClientMessage, check_frame, read_message
 from .held_messages import FULL
 from .pending_start import PendingStart, build_error, build_reply
+from .quick_manager import QuickManager
 from .reasons import describe_end
 from .replay import AWAY_MARGIN_S, Replay, find_away_s
 from .subscription import Subscription
@@ -40,6 +41,8 @@ from .subscription import Subscription
 _LOST = "The Jupyter Server was restarted before this cell ran: run it again."
 _ASK_AGAIN_S = 0.5
 """How long a connection pauses between two checks for a restart while it waits for the kernel's first answer."""
+_RESTARTED_WITHIN_S = 5.0
+"""How long a connection waits for the restart of an ended kernel to begin. Jupyter looks every 3 s."""
 _MOST_CELLS = 10_000
 """At most this many cells of a client are remembered until they are answered."""
 _INVALID_FRAME = 1007
@@ -76,11 +79,23 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
 
     async def prepare(self) -> None:
         """Prepare the connection before the websocket opens. A waiting kernel's websocket opens at once."""
+        await self._until_restarted()
         self._start = self._find_start()
         if self._start is None:
             await super().prepare()
         else:
             await register_session(self)
+
+    async def _until_restarted(self) -> None:
+        """While the kernel has no process, wait until its restart is over, or is known to wait."""
+        km = self.kernel_manager
+        provisioner: Any = km.provisioner
+        if not isinstance(provisioner, RoostProvisioner) or not isinstance(km, QuickManager):
+            return
+        with suppress(asyncio.TimeoutError):
+            while self._find_start() is None and (km.is_restarting or provisioner.has_ended):
+                within_s = None if km.is_restarting else _RESTARTED_WITHIN_S
+                await asyncio.wait_for(km.started.wait(), within_s)
 
     async def connect(self) -> None:
         """Connect with the kernel, or with its pending start."""
@@ -145,6 +160,9 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
 
     async def open_channels(self) -> None:
         """Connect with the kernel once its start has succeeded. If this fails, close the websocket."""
+        if self.channels:  # of a kernel that has waited for its restart
+            self.is_open = True
+            return
         forget_session(self)  # or `prepare` would take this for an older connection
         try:
             await super().prepare()
@@ -160,6 +178,13 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         self._start = None
         if self._is_closed:
             self.disconnect()
+
+    def take(self, message: ClientMessage) -> None:
+        """Send a message of this client to the kernel, or to the start that the kernel waits for."""
+        if (start := self._start or self.find_restart()) is None:
+            self.deliver(message)
+        else:
+            start.hold(message)
 
     def deliver(self, message: ClientMessage) -> None:
         """Send a message of this client to the kernel."""
@@ -202,6 +227,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         if self._asking is not None and (start is None or start.state != "opening"):
             self._asking.cancel()  # its channel is closed below
         if start is None and not self._is_broken:
+            if (restart := self._find_start()) is not None and self in restart.connections:
+                restart.connections.remove(self)
             super().disconnect()
             return
         self._is_closed = True
@@ -257,10 +284,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             return
         if not self._may_send(message):
             self.log.warning("kernel=%s messages of this type are not allowed", self.kernel_id)
-        elif self._start is None:
-            self.deliver(message)
         else:
-            self._start.hold(message)
+            self.take(message)
 
     def _may_send(self, message: ClientMessage) -> bool:
         allowed = self.multi_kernel_manager.allowed_message_types
@@ -388,6 +413,20 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def forward(self, channel: str, parts: Sequence[bytes]) -> None:
         """Send the kernel a message, given by its parts. It may come from a connection that was closed."""
         self.session.send_raw(self.channels[channel], list(parts))
+
+    def find_restart(self) -> PendingStart | None:
+        """Return the restart that this connection's kernel waits for, with this connection among its clients."""
+        start = self._find_start()
+        if start is None or not start.is_restart or start.has_kernel:
+            return None
+        if self not in start.connections:
+            start.connections.append(self)
+        return start
+
+    def count_again(self) -> None:
+        """Let this connection be counted when it opens its channels, if it has none yet."""
+        if not self.channels:
+            self.multi_kernel_manager.notify_disconnect(self.kernel_id)
 
     def _find_start(self) -> PendingStart | None:
         start: PendingStart | None = self.multi_kernel_manager.starts.pending.get(self.kernel_id)

@@ -38,6 +38,8 @@ class PendingStart:
         self.arguments = arguments
         self.is_adoption = False
         """True if an earlier server has started the kernel."""
+        self.is_restart = False
+        """True if the kernel has run in this server. `task` is then its restart."""
         self.km: Any = None
         self.made = asyncio.Event()
         """An event that is set together with `km`, soon after the start has begun."""

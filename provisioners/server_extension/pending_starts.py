@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _MOST_KEPT = 1_000
 """At most this many reasons of kernels' ends, and times of clients' disconnections, are kept: the latest ones."""
+_LOOK_S = 0.05
+"""How often a restart is looked at, until it has ended or is known to wait."""
 _INTERRUPTED = "The start of this kernel was withdrawn by an interrupt: restart the kernel to ask again."
 _RESTARTED = "The kernel was restarted while it waited, and keeps its place: run the cell again."
 _OUT_OF_REACH = "The kernel is out of reach: nobody knows whether it runs. Shut it down, or wait."
@@ -165,11 +168,17 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> Any:
         """Restart a kernel. A waiting kernel keeps its place, and its held cells end. A failed start begins again."""
         start = self.starts.find_waiting(kernel_id)
-        if start is None:
+        if start is None or (start.is_restart and start.state == "failed"):
             km = self.get_kernel(kernel_id)
             await self._check_restart(km)
             async with following_state(km):
-                answer = await super().restart_kernel(kernel_id, now=now)
+                restart = asyncio.ensure_future(super().restart_kernel(kernel_id, now=now))
+                while not restart.done() and self.starts.find_waiting(kernel_id) is start:
+                    await asyncio.wait([restart], timeout=_LOOK_S)
+            if not restart.done():  # it waits, and its clients see why
+                restart.add_done_callback(lambda done: done.cancelled() or done.exception())
+                return None
+            answer = restart.result()
             is_alive = await km.is_alive()  # else Jupyter's restarter tries again
             km.reason = "" if is_alive else describe_end(km) or km.reason
             return answer

@@ -63,7 +63,10 @@ class QuickManager(AsyncKernelManager):
     is_restarting: bool
     """True from the beginning of a restart until the new process has started or failed."""
     started: asyncio.Event
-    """An event that the end of the next start or restart sets. Each of them puts a new event here."""
+    """An event that the end of the next start or restart sets, or a restart that has to wait.
+
+    Each of them puts a new event here.
+    """
 
     async def _async_start_kernel(self, **options: Any) -> None:
         """Start the kernel. Then connect the open sockets with its ports, if these have changed.
@@ -84,12 +87,18 @@ class QuickManager(AsyncKernelManager):
         """Restart the kernel. Meanwhile `is_restarting` is true."""
         self.is_restarting = True
         try:
-            await super().restart_kernel(*arguments, **options)
+            restart = super().restart_kernel(*arguments, **options)
+            starts = getattr(self.parent, "starts", None)
+            await (restart if starts is None else starts.follow_restart(self, restart))
         finally:
             self._note_start()
 
     def _note_start(self) -> None:
         self.is_restarting = False
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake what waits for the end of a start or restart."""
         started, self.started = self.started, asyncio.Event()
         started.set()
 

@@ -54,7 +54,7 @@ class Shutdown:
             start.abort(_DELETED)
             return True
         starts.forget(start)
-        return False
+        return start.is_restart
 
     async def end_all(self, shut_down: Callable[..., Awaitable[None]], now: bool) -> None:
         """Leave the kernels that outlive the server to the next one, and shut the others down by `shut_down`.

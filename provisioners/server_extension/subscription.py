@@ -1,7 +1,7 @@
 """Tells whether a client's connection receives its kernel's IOPub messages, and holds requests until it does.
 
 While there is no process, because the kernel has died or is being restarted, requests are held: the ports of the
-next process may be others.
+next process may be others. Once the restart has to wait, its `PendingStart` holds them and shows why.
 
 After a restart, ZeroMQ connects each socket again by itself. If the shell socket is first, a cell runs before
 IOPub is subscribed, and its output is lost. A request that comes after a restart is therefore held until the
@@ -81,6 +81,8 @@ class Subscription:
         try:
             while self._lacks_process or self._heard_launch != self._provisioner.launch_id:
                 if self._lacks_process:
+                    if self._connection.find_restart() is not None:
+                        return
                     await self._km.started.wait()
                     continue
                 self._heard_launch = self._provisioner.launch_id
@@ -110,4 +112,4 @@ class Subscription:
         self._listening, self._heard_launch = None, self._provisioner.launch_id
         self._connection.end_probe()
         for request in self._held.take():
-            self._connection.deliver(request)
+            self._connection.take(request)

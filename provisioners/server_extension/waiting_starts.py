@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from tornado.web import HTTPError
 
 from roost.provisioners.jupyter_internals import (
     begin_connections,
+    find_restarter,
     forget_connections,
     forget_pending,
     list_kernel,
@@ -23,14 +24,17 @@ from .adopted_kernels import take_over_state
 from .early_client import let_wait
 from .pending_start import PendingStart
 from .quick_manager import make_quick
-from .reasons import describe
-from .restarter import Restarter
+from .reasons import describe, describe_end
+from .restarter import Restarter, following_state
 from .server_state import ServerState
 from .waiting_report import WaitingReport
 
 if TYPE_CHECKING:
     from .pending_starts import PendingStarts
 
+_LOOK_S = 0.1
+"""How often a restart is looked at, until it is known to wait."""
+_NOT_RESTARTED = "The kernel was not restarted."
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 
@@ -155,12 +159,57 @@ class WaitingStarts:
 
         await WaitingReport(start, show).run()
 
+    async def follow_restart(self, km: Any, restart: Coroutine[Any, Any, None]) -> None:
+        """Await a restart. While it waits for room, it is among the starts, and its clients see what it waits for."""
+        failed = self.pending.get(km.kernel_id)  # a restart before this one, whose clients wait for this one
+        task = asyncio.ensure_future(restart)
+        while not task.done() and not _is_queued(km):
+            await asyncio.wait([task], timeout=_LOOK_S)
+        if failed is not None or not task.done():
+            self._list_restart(km, task, failed.connections if failed is not None else [])
+        await asyncio.wait([task])
+        task.result()
+
+    def _list_restart(self, km: Any, task: asyncio.Task[Any], connections: list[Any]) -> None:
+        """List a restart for which these connections wait."""
+        start = PendingStart(km.kernel_id, {}, self._kernels.log)
+        start.km, start.task, start.is_restart, start.is_listed = km, task, True, True
+        start.connections = connections
+        for connection in connections:
+            if not connection.channels:  # it came while the kernel had no process
+                connection.attach(start)
+        start.made.set()
+        start.shows_others = self._kernels.shows_others
+        start.held.on_change = lambda: self._state.note_held(start.kernel_id, start.held.cells)
+        self.pending[start.kernel_id] = start
+        start.following = asyncio.create_task(self._follow_restart(start))
+        km.wake()  # connections let the start hold what they have held
+
+    async def _follow_restart(self, start: PendingStart) -> None:
+        """Wait for the end of a restart. Then connect the clients that have come meanwhile, or show them the reason."""
+        km = start.km
+        reporting = asyncio.create_task(self._report(start))
+        async with following_state(km):
+            await asyncio.wait([start.task])
+            reporting.cancel()
+        if await km.is_alive():
+            km.reason = ""
+            await self.open(start)
+            return
+        if (restarter := find_restarter(km)) is not None:
+            restarter.stop()  # a person begins the next start
+        start.fail(start.problem or describe_end(km) or _NOT_RESTARTED)
+
     async def open(self, start: PendingStart) -> None:
         """Connect the clients that came before the start was over, and forget the start.
 
         A kernel that runs is listed at once, so clients come also to a start that never waited.
         """
-        reset_connections(self._kernels, start.kernel_id)  # each is counted when it opens its channels
+        if start.is_restart:
+            for connection in start.connections:
+                connection.count_again()
+        else:
+            reset_connections(self._kernels, start.kernel_id)  # each is counted when it opens its channels
         try:
             await start.open()
         finally:
@@ -200,7 +249,10 @@ class WaitingStarts:
         start.problem = start.problem or sentence
         if start.km is not None:
             start.km.shutting_down = True  # or the provisioner would warn of the end
-        start.task.cancel()
+        if start.is_restart:
+            start.km.provisioner.service.cancel(start.kernel_id)
+        else:
+            start.task.cancel()
         end = start.following or asyncio.create_task(self._end_unlisted(start))
         await asyncio.wait([end], timeout=_WITHDRAWN_WITHIN_S)
 
@@ -212,6 +264,13 @@ class WaitingStarts:
     def forget(self, start: PendingStart) -> None:
         """Remove the kernel of a start that was withdrawn or has failed."""
         self.pending.pop(start.kernel_id, None)
-        self._kernels.remove_kernel(start.kernel_id)
-        forget_connections(self._kernels, start.kernel_id)
+        if not start.is_restart:  # Jupyter shuts down a kernel that has run
+            self._kernels.remove_kernel(start.kernel_id)
+            forget_connections(self._kernels, start.kernel_id)
         start.send("status", {"execution_state": "dead"}, {})
+
+
+def _is_queued(km: Any) -> bool:
+    """True if the start or restart of a roost kernel is known to wait."""
+    kernel = getattr(km.provisioner, "waiting", None)
+    return kernel is not None and kernel.state == "queued" and bool(kernel.waits_for)

@@ -172,7 +172,7 @@ class FakeService:
         return {"nodes": [{"id": "here"}]}
 
     def _explain(self, _: Any) -> dict[str, Any]:
-        return {"decision": {"placement": None, "is_never": False}}
+        return {"decision": {"placement": None, "is_never": False, "soonest": None}}
 
     def _logs(self, _: Any) -> dict[str, Any]:
         return {"text": "said"}

@@ -9,6 +9,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from tornado.web import Application, HTTPError
 from kit.fakes.service import FakeService
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.application import find_holder
-from roost.provisioners.server_extension import RoostExtension, shutdown, waiting_starts
+from roost.provisioners.server_extension import RoostExtension, pending_starts, shutdown, waiting_starts
 from roost.provisioners.server_extension.adoption import FoundKernel
 from roost.provisioners.server_extension.connection import RoostConnection
 from roost.provisioners.server_extension.pending_start import PendingStart
@@ -272,6 +273,37 @@ async def test_a_kernel_that_comes_as_it_is_shut_down_is_stopped(
     await asyncio.wait_for(ending, 60)
     assert [call.kernel_id for call in service.called("stop")] == [kernel_id]
     assert kernels.list_kernel_ids() == []
+
+
+@pytest.mark.parametrize("end", ["interrupt", "shutdown", "stop"])
+async def test_a_restart_that_waits_is_withdrawn(kernels: Any, service: FakeService, end: str) -> None:
+    withdrawn = threading.Event()
+
+    async def wait(_: StartKernel) -> None:
+        await asyncio.to_thread(withdrawn.wait, allow_s(60))
+        raise LaunchError("the start was withdrawn")
+
+    kernels.parent.event_logger = EventLogger()
+    del service.answers["start"]
+    kernel_id = await kernels.start_kernel(kernel_name="roosted")
+    await until(lambda: kernel_id not in kernels.starts.pending, "the kernel runs", 60, 0.01)
+    service.answers |= {"start": wait, "cancel": lambda _: withdrawn.set() or {}}
+    restarting = asyncio.ensure_future(kernels.restart_kernel(kernel_id))
+    await until(lambda: len(service.called("start")) == 2, "the service gets the restart", 60, 0.01)
+    start = service.called("start")[1]
+    waiting = replace(service.kernels[kernel_id], launch_id=start.launch_id, state="queued", position=1)
+    service.push(Event(kind="queued", at=0.0, kernel=replace(waiting, waits_for="no GPU is free")))
+    await asyncio.wait_for(restarting, allow_s(60))
+    km = kernels.get_kernel(kernel_id)
+    await until(lambda: "no GPU is free" in km.reason, "the reason is shown", 60, 0.01)
+    assert km.execution_state == "starting"
+    if end == "interrupt":
+        await asyncio.wait_for(kernels.interrupt_kernel(kernel_id), allow_s(60))
+        assert (km.execution_state, km.reason) == ("dead", pending_starts._INTERRUPTED)
+    ending = kernels.shutdown_all() if end == "stop" else kernels.shutdown_kernel(kernel_id)
+    await asyncio.wait_for(ending, allow_s(60))
+    assert (kernels.list_kernel_ids(), kernels.starts.pending) == ([], {})
+    assert withdrawn.is_set()
 
 
 @pytest.mark.parametrize("may_wait", [True, False])

@@ -38,6 +38,8 @@ class Connection:
         self.probes: list[str] = []
         self.delivered: list[str] = []
         self.refused: list[str] = []
+        self.restart: Any = None
+        self.waiting: list[str] = []
         self.is_probe_open = False
         self.km: Any = ServerKernelManager()
         make_quick(self.km)
@@ -50,6 +52,15 @@ class Connection:
 
     def end_probe(self) -> None:
         self.is_probe_open = False
+
+    def find_restart(self) -> Any:
+        return self.restart
+
+    def take(self, request: ClientMessage) -> None:
+        if self.restart is None:
+            self.deliver(request)
+        else:
+            self.waiting.append(request.header["msg_id"])
 
     def deliver(self, request: ClientMessage) -> None:
         if not self.subscription.hold(request):
@@ -68,6 +79,18 @@ async def test_a_request_goes_straight_to_a_kernel_that_was_not_restarted() -> N
     client.deliver(a_message("cell"))
     assert client.delivered == ["cell"]
     assert (client.probes, client.subscription.is_listening) == ([], False)
+
+
+async def test_requests_go_over_to_a_restart_that_has_to_wait() -> None:
+    client = Connection()
+    client.provisioner.has_ended = True
+    client.deliver(a_message("cell"))
+    await asyncio.sleep(0)
+    assert (client.delivered, client.waiting) == ([], [])
+    client.restart = object()
+    client.km.wake()
+    await until(lambda: client.waiting == ["cell"])
+    assert not client.subscription.is_listening
 
 
 async def test_requests_after_a_restart_wait_until_a_probe_is_answered_on_iopub() -> None:
