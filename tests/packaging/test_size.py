@@ -55,7 +55,7 @@ ROOMS = {
     "provisioners/gateway": Size(2099, 1227),
     "provisioners/jupyter_config": Size(13, 1),
     "provisioners/migration": Size(2373, 1324),
-    "provisioners/server_extension": Size(4744, 2401),
+    "provisioners/server_extension": Size(4864, 2491),
     "roost": Size(90, 43),
     "scheduler": Size(524, 221),
     "scheduler/backends": Size(1412, 650),
