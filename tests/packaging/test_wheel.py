@@ -1,19 +1,22 @@
-"""Builds and installations: wheel, editable and strict editable, each from a clean copy of the tree."""
+"""Builds and installations: wheel, editable, strict editable and each extra, from a clean copy of the tree."""
 
 from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 import roost
+from kit.machine.daemons import settle
 from roost.testing.deadlines import allow_s
 
 if sys.version_info >= (3, 11):
@@ -34,6 +37,20 @@ PACKAGES = {
     *ELSEWHERE,
     *(str(init.parent.relative_to(ROOT)) for top in TOP for init in (ROOT / top).rglob("__init__.py")),
 }
+COMMANDS = {
+    "": ("nodes", 0),
+    "bench": ("bench start --rounds 1", 0),
+    "bridge": ("nodes", 0),
+    "metrics": ("nodes", 0),
+    "dask": ("nodes --backend dask", 1),
+    "docker": ("nodes --backend docker", 1),
+    "kubernetes": ("nodes --backend kubernetes", 1),
+    "ray": ("nodes --backend ray", 1),
+    "yarn": ("nodes --backend yarn", 1),
+}
+"""The command that each extra is for, and its exit status. There is no cluster, which is said after the imports."""
+IMPORTS = {"bridge": "roost.launchers.bridge.__main__, Crypto.Cipher.AES", "metrics": "prometheus_client"}
+"""What the extras are for that no command shows."""
 PROVISIONERS = "jupyter_client.kernel_provisioners"
 LAB_EXTENSION = "provisioners/server_extension/labextension"
 
@@ -69,18 +86,19 @@ for name in ("roost", "jupyter-roost"):
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command and return its output. If the command fails, raise AssertionError with its output."""
+def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, status: int = 0) -> str:
+    """Run a command and return its output. With another exit status, raise AssertionError with the output."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
+        env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=allow_s(110),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if status == 0 else done.stderr
 
 
 @pytest.fixture
@@ -204,3 +222,29 @@ def test_installed_editable(tree: Path) -> None:
 def test_installed_strictly_editable(tree: Path) -> None:
     home = check_installed(install(tree, "--config-settings", "editable_mode=strict", "--editable", "."))
     assert home in (tree, *tree.joinpath("build").glob("**/roost"))
+
+
+@pytest.mark.parametrize(
+    "extra", [name if name == "bench" else pytest.param(name, marks=pytest.mark.long) for name in COMMANDS]
+)
+def test_the_command_of_an_extra_runs(extra: str, tree: Path, runtime_dir: Path) -> None:
+    """Each extra is alone in its environment."""
+    home = tree.parent / "venv"
+    run(sys.executable, "-m", "venv", home, cwd=tree)
+    pip = (home / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "install", f".[{extra}]" if extra else ".", cwd=tree)
+    nowhere = str(tree.parent / "nowhere")
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))},
+        "DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9",
+        "DOCKER_HOST": f"unix://{nowhere}",
+        "KUBECONFIG": nowhere,
+        "HADOOP_CONF_DIR": nowhere,
+    }
+    words, status = COMMANDS[extra]
+    printed = run(home / "bin" / "roost", *words.split(), cwd=tree.parent, env=env, status=status)
+    assert "Traceback" not in printed
+    assert "pip install" not in printed, "something of the extra is missing"
+    if extra in IMPORTS:
+        run(home / "bin" / "python", "-c", f"import {IMPORTS[extra]}", cwd=tree.parent)
+    settle(runtime_dir)
