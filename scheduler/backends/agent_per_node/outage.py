@@ -8,6 +8,7 @@ another kernel has taken the slice meanwhile, the lease is lost.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,9 @@ _MISSES = 3
 
 If the manager has no such claim, the lease is lost.
 """
+
+_LEAVING_S = 5.0
+"""How long a node may be missing before its kernels say so: its agent finds out meanwhile whether it has left."""
 
 
 @dataclass
@@ -80,7 +84,8 @@ class OutageRecovery(Generic[N]):
         """Return what becomes of the kernels on a node, as the prospect of each; empty if nothing threatens them."""
         membership, name = self.manager.membership, self.manager.name
         is_away, ends_at = bool(membership.away), self.pool.ends.get(node_id)
-        is_missing = node_id in self._expected and node_id not in membership.nodes
+        expected_at = self._expected.get(node_id, math.inf) - self.grace_s
+        is_missing = node_id not in membership.nodes and time.monotonic() > expected_at + _LEAVING_S
         if not (is_away or is_missing or ends_at):
             return ""
         who = (
