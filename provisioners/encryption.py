@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.scheduler.errors import ConfigError, LaunchError
 from roost.scheduler.messages import Connection
 
@@ -50,7 +51,7 @@ def protect_channels(
     if is_required:
         raise ConfigError(f"Encryption is required, but {reason}.")
     # Every ipykernel supports ipc.
-    if is_local and _is_ipykernel(argv) and km.ip in ("127.0.0.1", "localhost"):
+    if is_local and _is_ipykernel(argv) and is_loopback(km.ip):
         km.transport, km.ip = "ipc", DEFAULT_IPC_IP
         return ""
     readers = f"Others on the {'machine' if is_local else 'network'} can read its output"
@@ -63,8 +64,8 @@ def check_channels(connection: Connection, *, is_local: bool) -> None:
 
     Her service names them, and could name any socket that this process may open.
     """
-    is_here = connection.ip in ("127.0.0.1", "::1", "localhost")
-    if connection.transport != "tcp" or not connection.curve_publickey or (is_local and not is_here):
+    is_elsewhere = is_local and not is_loopback(connection.ip)
+    if connection.transport != "tcp" or not connection.curve_publickey or is_elsewhere:
         raise LaunchError("The person's own service names channels that no gateway connects with.")
 
 

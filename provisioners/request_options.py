@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.placement.model import NODE_LABEL, Request
 from roost.placement.model.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
@@ -19,9 +20,6 @@ OPTIONS = (
     "policy", "enforce", "options", "encrypt", "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
 """The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
-
-
-_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 _SMALLEST = 1e-4
@@ -127,7 +125,7 @@ def _read_host(options: Mapping[str, Any], env: Mapping[str, str]) -> str:
     """Return the node that KERNEL_REMOTE_HOST names; empty if it names none, or this machine where all kernels run."""
     host = env.get("KERNEL_REMOTE_HOST", "").strip()
     is_here = get_spec(options.get("backend") or DEFAULT_BACKEND).runs_on_this_machine
-    return "" if is_here and host in _THIS_MACHINE else host
+    return "" if is_here and is_loopback(host) else host
 
 
 def _to_number(value: Any) -> Any:

@@ -29,6 +29,16 @@ def name_connection_file(kernel_id: str) -> str:
     return f"kernel-{name.encode()[:200].decode(errors='ignore')}.json"
 
 
+def is_loopback(host: str) -> bool:
+    """True if a name or an address, which may be in brackets, is that of the machine itself on every machine."""
+    import ipaddress  # few programs ask
+
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def parse_version(version: str) -> tuple[int, ...]:
     """Return `"1.10.2"` as `(1, 10, 2)`, for comparisons. A part that is no number counts as 0."""
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))

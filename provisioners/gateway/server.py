@@ -10,6 +10,7 @@ from jupyter_server.serverapp import ServerApp
 from tornado.ioloop import PeriodicCallback
 from traitlets.config import Config
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.placement.model.format import format_count
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.provisioners.server_extension import RoostExtension
@@ -23,7 +24,7 @@ from .kernels import GatewayKernels
 from .operator_socket import open_socket
 from .own_kernels import OwnKernels, OwnKernelsOnly
 from .relays import Relays
-from .settings import build_settings, is_loopback, read_config
+from .settings import build_settings, read_config
 from .user_sources import build_source
 
 _NAME = "roost-gateway"

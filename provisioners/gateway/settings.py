@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from traitlets import Bool, Dict, Enum, Int, List, TraitError, Unicode
 from traitlets.config import Config, LoggingConfigurable
 from traitlets.config.loader import PyFileConfigLoader
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.config.trait_errors import describe_refusal
@@ -114,13 +114,6 @@ class RoostGateway(LoggingConfigurable):
             f"The kernels of {names} run on one account: each person's code there can read the files, the kernels and "
             "the gateway's own secrets, and can end all of them."
         )
-
-
-def is_loopback(ip: str) -> bool:
-    try:
-        return ip == "localhost" or ipaddress.ip_address(ip).is_loopback
-    except ValueError:
-        return False
 
 
 def read_config(file: str = "") -> Config:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import read_input_json, read_input_text, show_path
 
 from .sheet import DECIDE, NEEDLESS, TAKEN, Sheet
-from .tables import LOCAL_HOSTS, NEEDLESS_SETTINGS, SETTINGS, read_address
+from .tables import NEEDLESS_SETTINGS, SETTINGS, read_address
 from .values import is_secret, read_names, show
 
 _PREFIXES = ("EG_", "GP_", "RP_", "KG_")
@@ -89,7 +90,7 @@ def _take_address(sheet: Sheet, key: str, value: Any, place: str) -> None:
             hosts = read_names(value)
             if is_secret("", ", ".join(hosts)):
                 raise ValueError("a host has a password: use keys or an agent")
-            found: Any = {host: {} for host in hosts} if set(hosts) - set(LOCAL_HOSTS) else None
+            found: Any = {host: {} for host in hosts} if not all(map(is_loopback, hosts)) else None
         else:
             found = read_address(value)
     except ValueError as problem:

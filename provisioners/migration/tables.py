@@ -75,7 +75,6 @@ HANDSHAKE = ("kernel-id", "response-address", "public-key", "port-range", "trans
 """The launchers' options that carry the handshake."""
 NEEDLESS_FLAGS = ("cluster-type", "nosparkcontext", "pod-template", "spark-opts-out", "alternate-sigint")
 """Options of launchers without a meaning for the kernel's own command."""
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "")
 LEAST_TIMEOUT_S = 60
 """roost's own default. A launch timeout of theirs counts no queue and no image, so a shorter one has no use."""
 CONTAINERS, PODS, YARN, CLUSTERS = (

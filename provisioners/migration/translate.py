@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.kernelspecs import check_config
 from roost.provisioners.spark_mode import check_deploy_mode
@@ -26,7 +27,6 @@ from .tables import (
     FLAGS,
     FOR_THEIRS,
     HANDSHAKE,
-    LOCAL_HOSTS,
     NEEDLESS_FLAGS,
     NEEDLESS_SETTINGS,
     NEEDLESS_VARIABLES,
@@ -93,7 +93,7 @@ def _find_hosts(old: OldKernelspec, server: Mapping[str, Any]) -> list[str]:
     in_server = [value for name, value in server.items() if find_key(name) == "remote_hosts"]
     given = next((value for value in (old.config.get("remote_hosts"), *in_env, *in_server) if value), "")
     hosts = [] if isinstance(given, NotLiteral) or old.kind != "distributed" else read_names(given)
-    return [host for host in hosts if host not in LOCAL_HOSTS]
+    return [host for host in hosts if not is_loopback(host)]
 
 
 def _choose_backend(old: OldKernelspec, hosts: list[str]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import socket
@@ -20,6 +19,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.placement import Snapshot
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Event, Kernel, KernelState
@@ -222,11 +222,7 @@ def read_address(address: str) -> tuple[Path | None, tuple[str, int]]:
     if address.startswith(_UNIX) and path.is_absolute():
         return path, ("", 0)
     host, _, port = address.rpartition(":")
-    try:
-        is_loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback or not port.isdecimal() or not 0 < int(port) <= 65_535:
+    if not is_loopback(host) or not port.isdecimal() or not 0 < int(port) <= 65_535:
         raise ConfigError(
             f"c.RoostScheduler.metrics = {address!r:.80} is not possible: give a loopback address with a port such as "
             "127.0.0.1:9476, or a socket with its whole path such as unix:/path/of/a/socket."

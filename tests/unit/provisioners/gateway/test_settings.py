@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from roost.launchers.protocol.shared_values import is_loopback
 from roost.provisioners.gateway.settings import (
     RoostGateway,
     build_settings,
     find_problems,
-    is_loopback,
     read_config,
 )
 from roost.scheduler.errors import ConfigError
@@ -94,8 +94,10 @@ def test_plain_http_may_be_allowed() -> None:
 
 
 def test_the_addresses_of_this_machine() -> None:
-    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.1.2.3", "::1")))
-    assert not any(map(is_loopback, ("", "0.0.0.0", "::", "10.0.0.1", "localhost.evil.example")))
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]")))
+    assert not any(
+        map(is_loopback, ("", "0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "127.evil.example"))
+    )
 
 
 def test_the_hub_is_named_by_settings_or_variables(monkeypatch: pytest.MonkeyPatch) -> None:
