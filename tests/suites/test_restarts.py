@@ -152,6 +152,8 @@ async def test_two_restarts_at_once_leave_one_kernel_that_answers(
 ) -> None:
     specs_of()
     async with serving_a_kernel(tmp_path, monkeypatch) as (server, kernel_id):
+        async with front_end(server, kernel_id, "first") as front:
+            await front.ended(await front.run("1"))  # while a kernel starts, a restart only ends its cells
         for _ in range(3):
             restarts = [server.api("POST", f"kernels/{kernel_id}/restart", {}) for _ in range(2)]
             await asyncio.gather(*restarts)  # one of them is refused by 500, as with plain Jupyter
