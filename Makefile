@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab lint check test machine servers forks ray $(CLUSTERS) long gate flaky build-dask build-docker build-kubernetes build-yarn build-ssh build-spark bench figures docs format clean
+.PHONY: help run lab lint check test machine servers forks browser ray $(CLUSTERS) long gate flaky build-dask build-docker build-kubernetes build-yarn build-ssh build-spark bench figures docs format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -40,8 +40,9 @@ help:
 	@echo 'make machine      the other tests on this machine'
 	@echo 'make servers      Jupyter Server, its console, nbconvert and the gateway on this machine'
 	@echo 'make forks        forked kernels against fresh ones: programs, spoilt forks'
+	@echo 'make browser      notebooks in a real JupyterLab, in Chromium'
 	@echo 'make ray, dask, docker, kubernetes, yarn, ssh'
-	@echo '                  the tests on such a cluster, and its tour; ray has the growing clusters and the browser'
+	@echo '                  the tests on such a cluster, and its tour'
 	@echo 'make gate         what a change has to pass: all above that every landing has, the parts that the change touches, and one by turn'
 	@echo 'make flaky        one test thirty times beside busy loops (TEST=tests/...)'
 	@echo 'make long         everything else: before a release (SLICE=3/8: the third of eight parts)'
@@ -108,11 +109,13 @@ forks: $(READY)
 # `make gate` forgives flaky tests alone. This file tells it that something else has failed.
 BROKEN = { mkdir -p build/results; touch build/results/$@.broken; exit 1; }
 
-# The tests in a browser are alone: a page and a kernel need both processors of a small machine.
-ray: $(BROWSER_READY)
+ray: $(READY)
+	$(PART) tests/clusters/ray tests/suites --ignore=$(SAMPLE) --backend ray
+
+# One at a time: a page and a kernel need both processors of a small machine.
+browser: $(BROWSER_READY)
 	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || $(CANNOT_INSTALL)
-	$(PART) tests/clusters/ray tests/suites --ignore=$(SAMPLE) --backend ray; rc=$$?; test $$rc -le 1 || $(BROKEN); \
-	$(PYTEST) -m 'not long' --junitxml build/results/$@-browser.xml -o junit_family=xunit1 tests/browser && exit $$rc
+	$(PYTEST) --durations 30 -m 'not long' $(RESULTS) tests/browser
 
 # A cluster whose build fails although its tools are there is an error. Without the tools, its tests are skipped.
 CANNOT_INSTALL = { test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null; }

@@ -18,7 +18,8 @@ _PER_NODE, _PER_KERNEL = "scheduler/backends/agent_per_node/", "scheduler/backen
 FOLDERS: Mapping[str, tuple[str, ...]] = {
     "forks": ("launchers/zygote/", "launchers/agent/warm/", "tests/forks/", "tests/kit/programs/"),
     "servers": ("provisioners/", "tests/servers/"),
-    "ray": (_PER_NODE, "provisioners/server_extension/", "tests/browser/"),
+    "browser": ("provisioners/server_extension/", "tests/browser/"),
+    "ray": (_PER_NODE,),
     "dask": (_PER_NODE,),
     "docker": (_PER_KERNEL, "tests/kit/clusters/docker_engine/"),
     "kubernetes": (_PER_KERNEL, "tests/kit/clusters/kubelets/"),

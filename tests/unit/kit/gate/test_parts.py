@@ -22,6 +22,7 @@ TEST = "def test_it():\n    assert True\n"
         (["tests/kit/clusters/kubelets/cluster.py"], ["kubernetes"]),
         (["launchers/zygote/loop.py"], ["forks"]),
         (["provisioners/provisioner.py"], ["servers"]),
+        (["provisioners/server_extension/connection.py"], ["servers", "browser"]),
         (
             ["scheduler/backends/agent_per_node/backend.py", "scheduler/backends/dask/join.py"],
             ["dask", "ray"],
