@@ -520,6 +520,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def _started(self, kernel: Kernel) -> None:
         self._exit = self._exits.current
+        self._exits.prospect = kernel.prospect
         self.kernel = kernel
         if kernel.connection is not None:
             self.connection_info = to_jupyter(kernel.connection)

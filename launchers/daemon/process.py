@@ -94,6 +94,13 @@ def is_running(pid: int, started_at: float) -> bool:
     return found > 0 and is_same_start(found, started_at)
 
 
+def is_later(one: float, other: float) -> bool:
+    """True if the first of two values of `start_time` is the later one. A script without roost may have noted one."""
+    if min(one, other) < _BETWEEN_BOOTS_S:
+        one, other = one % _BETWEEN_BOOTS_S, other % _BETWEEN_BOOTS_S
+    return one > other
+
+
 def is_same_start(one: float, other: float) -> bool:
     """True if two values of `start_time` of one pid are those of one process."""
     return abs(one - other) < _START_TOLERANCE_S

@@ -99,13 +99,16 @@ class KernelHandler(APIHandler):  # type: ignore[misc]
 
 async def _stop_elsewhere(kernel_id: str) -> None:
     """Stop a kernel that no notebook of this server has. Raises `HTTPError`."""
-    try:
-        for service in find_services():
+    unread: RoostError | None = None
+    for service in find_services():
+        try:
             if any(each["id"] == kernel_id for each in (await read_service(service)).kernels):
                 await stop_kernels(service, [kernel_id], _GRACE_S)
                 return
-    except RoostError as problem:
-        raise to_http_error(problem) from None
+        except RoostError as problem:
+            unread = problem
+    if unread is not None:
+        raise to_http_error(unread)
     raise web.HTTPError(404, f"There is no kernel {kernel_id}.")
 
 

@@ -62,6 +62,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     _told = ""
     """The prospect of the kernel that a cell has shown."""
     _is_closed = False
+    _has_gone = False
+    """True from the end of the websocket. `_is_closed` is true only while a start has to release the connection."""
     _is_broken = False
     _has_left_out = False
     _probe: Any = None
@@ -216,6 +218,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
 
     def disconnect(self) -> None:
         """Close the connection. Its messages that are held for the kernel stay held."""
+        self._has_gone = True
         if self._replaying is not None:
             self._replaying.cancel()
         if self._subscription is not None:
@@ -417,9 +420,9 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def find_restart(self) -> PendingStart | None:
         """Return the restart that this connection's kernel waits for, with this connection among its clients."""
         start = self._find_start()
-        if start is None or not start.is_restart or start.has_kernel:
+        if start is None or not start.is_restart or start.state == "over":
             return None
-        if self not in start.connections:
+        if self not in start.connections and start.state != "opening" and not self._has_gone:
             start.connections.append(self)
         return start
 

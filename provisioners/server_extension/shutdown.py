@@ -54,6 +54,8 @@ class Shutdown:
             start.abort(_DELETED)
             return True
         starts.forget(start)
+        if start.is_restart:
+            await self._until_restarted(kernel_id)
         return start.is_restart
 
     async def end_all(self, shut_down: Callable[..., Awaitable[None]], now: bool) -> None:

@@ -109,7 +109,9 @@ class Subscription:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _release(self) -> None:
-        self._listening, self._heard_launch = None, self._provisioner.launch_id
+        self._listening = None
+        if not self._lacks_process:  # else nothing has been heard of the launch that comes
+            self._heard_launch = self._provisioner.launch_id
         self._connection.end_probe()
         for request in self._held.take():
             self._connection.take(request)

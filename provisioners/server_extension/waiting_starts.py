@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _LOOK_S = 0.1
 """How often a restart is looked at, until it is known to wait."""
 _NOT_RESTARTED = "The kernel was not restarted."
+_RESTARTED = "The kernel was restarted while it waited: run the cell again."
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 
@@ -161,23 +162,29 @@ class WaitingStarts:
 
     async def follow_restart(self, km: Any, restart: Coroutine[Any, Any, None]) -> None:
         """Await a restart. While it waits for room, it is among the starts, and its clients see what it waits for."""
-        failed = self.pending.get(km.kernel_id)  # a restart before this one, whose clients wait for this one
         task = asyncio.ensure_future(restart)
         while not task.done() and not _is_queued(km):
             await asyncio.wait([task], timeout=_LOOK_S)
-        if failed is not None or not task.done():
-            self._list_restart(km, task, failed.connections if failed is not None else [])
+        earlier = self.pending.get(km.kernel_id)
+        if earlier is not None and earlier.is_restart and not earlier.has_kernel:
+            self._list_restart(km, task, earlier)
+        elif not task.done():
+            self._list_restart(km, task, None)
         await asyncio.wait([task])
         task.result()
 
-    def _list_restart(self, km: Any, task: asyncio.Task[Any], connections: list[Any]) -> None:
-        """List a restart for which these connections wait."""
+    def _list_restart(self, km: Any, task: asyncio.Task[Any], earlier: PendingStart | None) -> None:
+        """List a restart. It takes over the clients of an `earlier` one that has failed, or that still waits."""
         start = PendingStart(km.kernel_id, {}, self._kernels.log)
         start.km, start.task, start.is_restart, start.is_listed = km, task, True, True
-        start.connections = connections
-        for connection in connections:
-            if not connection.channels:  # it came while the kernel had no process
-                connection.attach(start)
+        if earlier is not None:
+            if earlier.following is not None and earlier.state == "waiting":
+                earlier.following.cancel()
+            start.connections, earlier.connections = earlier.connections, []
+            earlier.end_cells(_RESTARTED)
+            for connection in start.connections:
+                if not connection.channels:  # it came while the kernel had no process
+                    connection.attach(start)
         start.made.set()
         start.shows_others = self._kernels.shows_others
         start.held.on_change = lambda: self._state.note_held(start.kernel_id, start.held.cells)
@@ -193,7 +200,7 @@ class WaitingStarts:
             await asyncio.wait([start.task])
             reporting.cancel()
         if await km.is_alive():
-            km.reason = ""
+            km.reason, km.shutting_down = "", False
             await self.open(start)
             return
         if (restarter := find_restarter(km)) is not None:

@@ -119,7 +119,9 @@ class IdleCuller:
         ends_at = self._ends_at.get(launch)
         if limit_s - idle_s > warning_s:
             self._ends_at.pop(launch, None)
-            record.idle_prospect = ""
+            if record.idle_prospect:
+                record.idle_prospect = ""
+                self._table.publish("warned", record, "is used again")
         elif ends_at is None:
             # The whole time, also if the kernel is idle for longer: a limit is new, or the scheduler is.
             self._ends_at[launch] = time.monotonic() + warning_s

@@ -182,6 +182,7 @@ class KernelRecord:
         self._go(Phase.CLAIMING)
         self.book.want(lease)
         self.lease_id, self.decision = lease.id, None
+        self.prospect = self.warning = ""
 
     def wait_for_manager(self) -> None:
         """Note that the manager has accepted the claim and will grant the lease later."""

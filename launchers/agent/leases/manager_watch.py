@@ -13,6 +13,7 @@ import logging
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import psutil
 
 from roost.launchers.daemon.file_input import put_aside, take_json
 from roost.launchers.daemon.private_files import write_private_json
-from roost.launchers.daemon.process import Watch, start_time
+from roost.launchers.daemon.process import Watch, current_start_time, is_later, is_running, start_time
 from roost.launchers.protocol.messages import DaemonCommand, Manager
 from roost.placement.model.json_codec import WireError, decode, encode
 
@@ -59,6 +60,8 @@ class ManagerWatch:
     ends_at: float | None = None
     """When all leases here are lost if nobody claims them again, as `time.time`; None if that is not known."""
     _watches: dict[tuple[int, float], tuple[Manager, Watch]] = field(default_factory=dict)
+    _seen: set[tuple[int, float]] = field(default_factory=set)
+    """The daemons that ran when their watch began."""
     _losing: asyncio.Task[None] | None = None
 
     def resume(self) -> None:
@@ -95,6 +98,8 @@ class ManagerWatch:
             # The cluster is back within the grace. Releases that have begun go on: their leases are reported as lost.
             self._losing.cancel()
         self.is_cut_off, self.ends_at = False, None
+        if is_running(*key):
+            self._seen.add(key)
         self._watches[key] = (manager, Watch(*key, lambda: self._ended(key)))
 
     def _ended(self, key: tuple[int, float]) -> None:
@@ -102,15 +107,18 @@ class ManagerWatch:
         watch.close()
         if self._watches:
             return
+        # Older daemons have shared the node with this one. An agent that comes later does not know when it ended.
+        after = current_start_time() - SETTLE_S if key in self._seen else manager.process_started_at
+        self._seen.discard(key)
         manager = replace(manager, grace_s=max(manager.grace_s, self.promised_s()))
         # Before the report, so that a scheduler that asks for the status at once sees a node that is draining.
         self.is_cut_off = True
         if manager.command is None:
             self.ends_at = time.time() + SETTLE_S + manager.grace_s
         self.on_cut_off(f"{manager.name}'s last daemon here has ended")
-        self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
+        self._losing = asyncio.get_running_loop().create_task(self._lose(manager, after))
 
-    async def _lose(self, manager: Manager) -> None:
+    async def _lose(self, manager: Manager, after: float) -> None:
         was_away = not await answers(manager.address)  # it may be back within `SETTLE_S`
         await self.sleep(SETTLE_S)
         if not was_away and await _cluster_answers(manager):
@@ -120,7 +128,7 @@ class ManagerWatch:
             if manager.command is None:
                 reason = await self._await_grace(manager)
             else:
-                reason = await self._await_daemon(manager, manager.command)
+                reason = await self._await_daemon(manager, manager.command, after)
         log.warning("all leases are lost: %s", reason)
         await self.on_lost(reason)
 
@@ -132,16 +140,27 @@ class ManagerWatch:
             who = f"its node did not come back to the {manager.name} cluster"
         return f"{who} within {manager.grace_s:g} s"
 
-    async def _await_daemon(self, manager: Manager, known: DaemonCommand) -> str:
-        """Return why the leases are lost once another daemon has begun here, and has not been given to `watch`."""
-        while (found := await asyncio.to_thread(find_daemon, known, manager.process_started_at)) is None:
+    async def _await_daemon(self, manager: Manager, known: DaemonCommand, after: float) -> str:
+        """Return why the leases are lost once another cluster's daemon has begun here after the time `after`.
+
+        One of the same cluster has a grace to be given to `watch`, as long as it runs.
+        """
+        looks_left = None  # until the end of this grace
+        while True:
+            found = await asyncio.to_thread(find_daemon, known, after)
+            if found is None:
+                looks_left = self.ends_at = None
+            elif found != known:
+                return f"another {manager.name} cluster has begun on its node"
+            elif looks_left is None:
+                looks_left = manager.grace_s / LOOK_S
+                self.ends_at = time.time() + manager.grace_s
+                self.on_cut_off(
+                    f"the {manager.name} cluster is back on its node, and has to be claimed again"
+                )
+            elif (looks_left := looks_left - 1) <= 0:
+                return f"nobody claimed its place in {manager.grace_s:g} s since the {manager.name} cluster was back"
             await self.sleep(LOOK_S)
-        if found != known:
-            return f"another {manager.name} cluster has begun on its node"
-        self.ends_at = time.time() + manager.grace_s
-        self.on_cut_off(f"the {manager.name} cluster is back on its node, and has to be claimed again")
-        await self.sleep(manager.grace_s)
-        return f"nobody has claimed its place again {manager.grace_s:g} s after the {manager.name} cluster was back"
 
 
 def find_daemon(known: DaemonCommand, after: float) -> DaemonCommand | None:
@@ -150,12 +169,14 @@ def find_daemon(known: DaemonCommand, after: float) -> DaemonCommand | None:
     A daemon that is older than the one that has ended shared the node with it. Blocks for milliseconds.
     """
     cluster, _, _ = known.cluster.partition("=")
-    for process in psutil.process_iter(["name", "cmdline"]):
-        words = process.info["cmdline"] or []
-        if process.info["name"] == known.name and known.node in words and start_time(process.pid) > after:
-            return replace(
-                known, cluster=next((word for word in words if word.partition("=")[0] == cluster), "")
-            )
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] != known.name:
+            continue
+        with suppress(psutil.Error):  # it has ended
+            words = process.cmdline()
+            if known.node in words and is_later(start_time(process.pid), after):
+                name = next((word for word in words if word.partition("=")[0] == cluster), "")
+                return replace(known, cluster=name)
     return None
 
 

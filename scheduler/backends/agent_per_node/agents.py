@@ -245,12 +245,14 @@ class AgentPool:
             self._outdated.discard(node_id)
             self._doubted.discard(node_id)
             self._status.pop(node_id, None)
+            self.ends.pop(node_id, None)
             self._save()
 
     def forget_others(self, cluster: str) -> None:
         if self.cluster not in ("", cluster):
             self._known.clear()
             self._outdated.clear()
+            self.ends.clear()
         self.cluster = cluster
 
     def _find_node(self, endpoint: str) -> str:

@@ -157,8 +157,10 @@ class PodCreator:
 
     def _build_pod(self, lease: Lease, name: str, agent_public: str) -> JsonObject:
         pod = self._template.build_pod(lease, name, self._key_pair().label, agent_public)
-        annotations = pod["metadata"]["annotations"]
-        annotations[SIGNATURE_ANNOTATION] = self.sign(pod["metadata"])
+        metadata = pod["metadata"]
+        metadata["namespace"] = self._template.namespace_of(lease.request, self._api.namespace)
+        annotations = metadata["annotations"]
+        annotations[SIGNATURE_ANNOTATION] = self.sign(metadata)
         if self.user:
             annotations[CREATOR_ANNOTATION] = self.user
         return pod
@@ -167,7 +169,10 @@ class PodCreator:
         """Return the signature of a pod with this metadata."""
         annotations = metadata["annotations"]
         return self._key_pair().sign(
-            metadata["name"], annotations[LEASE_ANNOTATION], annotations[KEY_ANNOTATION]
+            metadata["namespace"],
+            metadata["name"],
+            annotations[LEASE_ANNOTATION],
+            annotations[KEY_ANNOTATION],
         )
 
     def note_change(self, uid: str) -> bool:

@@ -116,6 +116,7 @@ def kernels(service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     server = ServerApp()
     made = add_pending_starts(SiteKernelManager)(kernel_spec_manager=specs, parent=server)
     made.begin(RoostExtension(parent=server), may_wait=True)
+    made.connection_dir = str(tmp_path)
     yield made
     made.context.destroy(linger=0)
 

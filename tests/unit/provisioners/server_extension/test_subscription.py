@@ -91,6 +91,11 @@ async def test_requests_go_over_to_a_restart_that_has_to_wait() -> None:
     client.km.wake()
     await until(lambda: client.waiting == ["cell"])
     assert not client.subscription.is_listening
+    client.restart, client.provisioner.has_ended = None, False
+    client.provisioner.launch_id = "second"
+    client.deliver(a_message("cell"))
+    assert client.delivered == [], "the next process has not been heard yet"
+    client.subscription.close()
 
 
 async def test_requests_after_a_restart_wait_until_a_probe_is_answered_on_iopub() -> None:
