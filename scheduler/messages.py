@@ -53,6 +53,11 @@ def format_names(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def format_time(at: float) -> str:
+    """Return the time of day of a `time.time` here: ``08:35:26``."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
 def end_sentence(text: str) -> str:
     """Return the text with a full stop, unless it ends as a sentence already: with one, or with a question."""
     return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 _LARGE = 1e15
 """Amounts from this one on are shown with an exponent."""
 
@@ -38,8 +36,3 @@ def format_age(seconds: float) -> str:
         if seconds >= 2 * length_s:
             return f"{seconds // length_s:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def format_time(at: float) -> str:
-    """Return the time of day of a `time.time` here: ``08:35:26``."""
-    return time.strftime("%H:%M:%S", time.localtime(at))

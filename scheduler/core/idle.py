@@ -12,8 +12,9 @@ from typing import Any
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.protocol.messages import KernelUse, Lease
-from roost.placement.model.format import format_age, format_time
+from roost.placement.model.format import format_age
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.messages import format_time
 
 from .ender import KernelEnder
 from .kernel_record import KernelRecord

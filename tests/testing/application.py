@@ -42,7 +42,7 @@ _LOOK_S = 1.0
 class _Adopter(LoggingConfigurable):
     """The parent of a kernel manager that adopts a kernel, as Jupyter Server's is with roost's extension (`Holder`)."""
 
-    queue_timeout_s = 0.0
+    queue_timeout_s = 60.0
     server_name = ""
     adopting: set[str]
 

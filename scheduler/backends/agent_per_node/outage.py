@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from roost.launchers.daemon.tasks import ask_all
-from roost.placement.model.format import format_time
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.errors import LeaseConflict, RoostError
-from roost.scheduler.messages import Finding
+from roost.scheduler.messages import Finding, format_time
 
 from .agents import AgentPool
 from .manager import ClusterManager
