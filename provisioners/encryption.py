@@ -14,9 +14,8 @@ from typing import Any
 
 import zmq
 
-from roost.launchers.protocol.shared_values import is_loopback
 from roost.scheduler.errors import ConfigError, LaunchError
-from roost.scheduler.messages import Connection
+from roost.scheduler.messages import Connection, is_loopback
 
 from .jupyter_internals import declares_curve
 from .kernel_connection import DEFAULT_IPC_IP

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roost.launchers.protocol.shared_values import is_loopback
 from roost.placement.model import NODE_LABEL, Request
 from roost.placement.model.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import check_kernel_memory, parse_bytes
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.messages import SERVICE_TIMEOUT
+from roost.scheduler.messages import SERVICE_TIMEOUT, is_loopback
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",

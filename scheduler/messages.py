@@ -28,6 +28,7 @@ from roost.launchers.protocol.shared_values import Connection as Connection
 from roost.launchers.protocol.shared_values import JournalEntry as JournalEntry
 from roost.launchers.protocol.shared_values import JournalPage as JournalPage
 from roost.launchers.protocol.shared_values import Owner as Owner
+from roost.launchers.protocol.shared_values import is_loopback as is_loopback
 from roost.placement.model import Request
 
 

@@ -10,11 +10,11 @@ from jupyter_server.serverapp import ServerApp
 from tornado.ioloop import PeriodicCallback
 from traitlets.config import Config
 
-from roost.launchers.protocol.shared_values import is_loopback
 from roost.placement.model.format import format_count
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.provisioners.server_extension import RoostExtension
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.messages import is_loopback
 
 from .audit import Audit
 from .gateway import Gateway

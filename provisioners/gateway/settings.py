@@ -12,13 +12,12 @@ from traitlets import Bool, Dict, Enum, Int, List, TraitError, Unicode
 from traitlets.config import Config, LoggingConfigurable
 from traitlets.config.loader import PyFileConfigLoader
 
-from roost.launchers.protocol.shared_values import is_loopback
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import check_input
-from roost.scheduler.messages import Finding
+from roost.scheduler.messages import Finding, is_loopback
 
 CONFIG_NAME = "roost_gateway_config.py"
 

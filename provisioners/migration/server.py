@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.protocol.shared_values import is_loopback
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import read_input_json, read_input_text, show_path
+from roost.scheduler.messages import is_loopback
 
 from .sheet import DECIDE, NEEDLESS, TAKEN, Sheet
 from .tables import NEEDLESS_SETTINGS, SETTINGS, read_address

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.protocol.shared_values import is_loopback
 from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.kernelspecs import check_config
 from roost.provisioners.spark_mode import check_deploy_mode
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.messages import is_loopback
 
 from .command import build_command, find_language
 from .draft import Draft

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from roost.launchers.protocol.shared_values import is_loopback
 from roost.provisioners.gateway.settings import (
     RoostGateway,
     build_settings,
@@ -15,6 +14,7 @@ from roost.provisioners.gateway.settings import (
     read_config,
 )
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.messages import is_loopback
 
 
 @pytest.fixture
