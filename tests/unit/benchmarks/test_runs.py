@@ -15,6 +15,14 @@ from roost.bench.report import Report
 from roost.bench.runs import INTERRUPTED, run
 
 
+@pytest.fixture(autouse=True)
+def _heeds_signals() -> Iterator[None]:
+    """Heed Ctrl-C also if the tests run in the background of a script, whose shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_ends_although_its_cancellation_is_lost(
     signum: signal.Signals, capsys: pytest.CaptureFixture[str]
