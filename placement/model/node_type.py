@@ -9,16 +9,12 @@ from typing import Any
 from .format import format_count
 from .json_codec import decode, encode
 from .node import Node
-from .validation import Check, check_fields, check_number, check_whole, if_known
-
-_SHOWN_STARTS = 5
-"""A sentence about the last starts looks at this many."""
+from .validation import Check, check_fields, check_whole, if_known
 
 _CHECKS: Mapping[str, Check] = {
     "running": check_whole,
     "starting": check_whole,
     "limit": if_known(check_whole),
-    "starts_took_s": lambda name, value: tuple(check_number(name, each) for each in value),
 }
 
 
@@ -26,9 +22,9 @@ _CHECKS: Mapping[str, Check] = {
 class NodeType:
     """A kind of node that the cluster could start.
 
-    >>> a100 = NodeType(node=Node(id="a100x2", cpus=8), running=1, limit=3, starts_took_s=(70.0, 110.0))
-    >>> a100.name, a100.has_room, a100.describe_count(), a100.describe_starts()
-    ('a100x2', True, '1 of 3', 'the last 2 took 70–110 s')
+    >>> a100 = NodeType(node=Node(id="a100x2", cpus=8), running=1, limit=3)
+    >>> a100.name, a100.has_room, a100.describe_count()
+    ('a100x2', True, '1 of 3')
     """
 
     node: Node
@@ -39,8 +35,6 @@ class NodeType:
     """How many more it is starting."""
     limit: int | None = None
     """How many it may have at most; None if there is no limit, or if it is not known."""
-    starts_took_s: tuple[float, ...] = ()
-    """How long the last starts of such nodes took, the newest last. Empty if none has been seen."""
     failure: str = ""
     """Why the cluster could not start such a node lately, as a clause; empty if it could, or has not tried."""
 
@@ -69,21 +63,11 @@ class NodeType:
         count = self.running + self.starting
         return f"{count}" if self.limit is None else f"{count} of {self.limit}"
 
-    def describe_starts(self) -> str:
-        """Return how long the last starts took, as a clause; empty if none has been seen."""
-        last = self.starts_took_s[-_SHOWN_STARTS:]
-        if not last:
-            return ""
-        shortest, longest = round(min(last)), round(max(last))
-        times = f"{shortest} s" if shortest == longest else f"{shortest}–{longest} s"
-        return f"the last one took {times}" if len(last) == 1 else f"the last {len(last)} took {times}"
-
     def describe_room(self) -> str:
         """Return whether the cluster may start another such node, as a clause with the reason."""
         if self.has_room:
             running = f"{self.describe_count()} {'run' if self.limit != 1 else 'runs'}"
-            known = ", ".join(filter(None, (running, self.describe_starts())))
-            return f"a node of type {self.name} can be started for it ({known})"
+            return f"a node of type {self.name} can be started for it ({running})"
         if not self.limit:
             return f"the cluster may start no node of type {self.name}"
         nodes = f"{format_count(self.limit, 'node')} of type {self.name}"

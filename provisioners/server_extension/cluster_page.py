@@ -137,7 +137,7 @@ def _describe_node(node: Mapping[str, Any]) -> dict[str, Any]:
 def _describe_type(data: Mapping[str, Any]) -> dict[str, Any]:
     node_type = NodeType.from_dict(data)
     facts = {name: getattr(node_type, name) for name in _TYPE_FIELDS}
-    return {**facts, "node": node_type.describe_node(), "starts": node_type.describe_starts()}
+    return {**facts, "node": node_type.describe_node()}
 
 
 def _describe_kernel(kernel: Kernel) -> dict[str, Any]:

@@ -172,9 +172,9 @@ function drawTypes(types) {
     String(type.running),
     String(type.starting),
     type.limit === null ? "-" : String(type.limit),
-    type.failure || type.starts || "-",
+    type.failure || "-",
   ]);
-  const titles = ["type", "each has", "running", "starting", "at most", "last starts"];
+  const titles = ["type", "each has", "running", "starting", "at most", "failed starts"];
   return [make("h3", "", "Nodes that the cluster could start"), drawTable(titles, rows)];
 }
 

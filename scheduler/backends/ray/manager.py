@@ -37,7 +37,6 @@ from .node_caps import NodeCaps
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
-from .start_times import StartTimes
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -184,7 +183,6 @@ class RayManager:
             self._calls,
             self._creating,
             given=make_node_types(settings.node_types),
-            times=StartTimes(folder / "node_starts.json" if folder is not None else None),
             caps=NodeCaps(per_user=settings.max_new_nodes_per_user, in_total=settings.max_new_nodes),
             new_node_after_s=settings.scale_after_s,
             node_start_timeout_s=settings.node_start_timeout_s,

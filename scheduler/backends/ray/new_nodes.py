@@ -23,9 +23,8 @@ from . import autoscaler, guard, placement_groups
 from .autoscaler import Description, Kind, Launches
 from .created_groups import CreatedGroups
 from .node_caps import NodeCaps
-from .nodes import MODEL_LABEL, MODEL_RESOURCE, TYPE_LABEL, RayNode
+from .nodes import MODEL_LABEL, MODEL_RESOURCE, RayNode
 from .placement_groups import Group
-from .start_times import StartTimes
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class RayNewNodes:
     """The autoscaler of a Ray cluster, and this user's groups that wait for its nodes.
 
     `given` are the operator's node types; empty: those of the autoscaler's file. `ask` calls a function of Ray in a
-    thread. `creating` has the groups that are being created, by name. `times` learns how long new nodes take. `caps`
+    thread. `creating` has the groups that are being created, by name. `caps`
     are the most nodes for which kernels may ask.
     """
 
@@ -71,7 +70,6 @@ class RayNewNodes:
         creating: dict[str, asyncio.Task[Any]],
         *,
         given: Sequence[NodeType] = (),
-        times: StartTimes,
         caps: NodeCaps = NodeCaps(),  # noqa: B008 - it cannot change
         new_node_after_s: float,
         node_start_timeout_s: float,
@@ -85,7 +83,6 @@ class RayNewNodes:
         self._calls = calls
         self._creating = creating
         self._given = tuple(given)
-        self._times = times
         self._caps = caps
         self._asking = asyncio.Lock()
         """Held by a claim that counts the groups, until Ray has its own."""
@@ -101,8 +98,6 @@ class RayNewNodes:
         """The groups that wait, by lease id."""
         self._group_ids: dict[str, str] = {}
         """Ray's ids of these groups, by lease id, as far as they are known."""
-        self._asked: dict[str, tuple[float, frozenset[str]]] = {}
-        """When each group was asked for (`time.monotonic`), and the raylets of then, by lease id."""
         self._created = CreatedGroups()
         self._counted: tuple[object, ...] = ()
         self._types: tuple[NodeType, ...] = ()
@@ -141,14 +136,13 @@ class RayNewNodes:
             a is not b for a, b in zip(self._counted, state, strict=True)
         ):
             self._counted = state
-            counted = autoscaler.count(
+            self._types = autoscaler.count(
                 self._given or self._description.types or (),
                 self._membership.nodes.values(),
                 self._launches,
                 reasons=self._description.reasons,
                 most_nodes=self._description.most_nodes,
             )
-            self._types = tuple(replace(each, starts_took_s=self._times.of(each.name)) for each in counted)
         return self._types
 
     def why_not(self, request: Request) -> str:
@@ -216,8 +210,6 @@ class RayNewNodes:
         finally:
             creating.add_done_callback(lambda _: self._creating.pop(name, None))
         self._names[lease.id] = name
-        daemons = frozenset(node.daemon for node in self._membership.nodes.values())
-        self._asked.setdefault(lease.id, (time.monotonic(), daemons))
         log.info("lease=%s Ray was asked for a node with %s", lease.id, lease.request.describe())
 
     async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
@@ -269,7 +261,6 @@ class RayNewNodes:
         """Follow a group no longer, because it is removed."""
         self._names.pop(lease_id, None)
         self._group_ids.pop(lease_id, None)
-        self._asked.pop(lease_id, None)
         self._created.forget(name)
 
     def hold(self, lease: Lease) -> None:
@@ -332,15 +323,7 @@ class RayNewNodes:
         name = self._names.pop(lease.id)
         self._created.add(name, at.daemon, "held")
         del self._group_ids[lease.id]
-        self._note_start(lease.id, at)
         return replace(lease, state="pending", node_id=at.id)
-
-    def _note_start(self, lease_id: str, at: RayNode) -> None:
-        """Note how long the node took, if it has come since the lease asked for one."""
-        asked_at, daemons = self._asked.pop(lease_id, (0.0, frozenset({at.daemon})))
-        if at.daemon not in daemons and (node_type := at.labels.get(TYPE_LABEL)):
-            self._times.add(node_type, time.monotonic() - asked_at)
-            self._counted = ()
 
     # The cluster
 
@@ -350,7 +333,7 @@ class RayNewNodes:
         The autoscaler of a head that has just come back reports some seconds after the head's nodes.
         """
         self.address = address
-        if self._kind or self._times:
+        if self._kind:
             self._expected_until = time.monotonic() + _COMES_BACK_S
         self._kind, self._description, self._launches = "", None, Launches()
         self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
@@ -449,10 +432,7 @@ class RayNewNodes:
             )
         if starting is not None:
             known = f"type {starting.name}, {starting.describe_count()}"
-            starts = starting.describe_starts()
-            return f"a node with {starting.describe_node()} is being started ({known})" + (
-                f"; {starts}" if starts else ""
-            )
+            return f"a node with {starting.describe_node()} is being started ({known})"
         with_room = next((each for each in types if each.has_room), None)
         if with_room is None:
             return types[0].describe_room()

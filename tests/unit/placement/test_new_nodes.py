@@ -27,14 +27,14 @@ CPU_NODE = Node(id="head", cpus=4, memory_bytes=2**32)
 
 
 def test_a_type_that_fits_needs_a_new_node() -> None:
-    decision = decide(Request(gpus=0.5), [CPU_NODE], gpu_type(running=1, limit=3, starts_took_s=(70, 110)))
+    decision = decide(Request(gpus=0.5), [CPU_NODE], gpu_type(running=1, limit=3))
     assert decision.new_node is not None
     assert decision.new_node.name == "a100x2"
     assert not decision.is_never
     assert decision.fits_no_node
     assert decision.reason == (
         "no node that is there could hold 0.5 GPU (head: needs 0.5 GPU, has none); a node of type a100x2 can be "
-        "started for it (1 of 3 run, the last 2 took 70–110 s)"
+        "started for it (1 of 3 run)"
     )
     assert decision.remedies[-1].startswith("a node of type a100x2 can be started for it")
 
@@ -90,14 +90,6 @@ def test_a_full_node_is_named_beside_the_type() -> None:
     [
         (gpu_type(), "a node of type a100x2 can be started for it (0 run)"),
         (gpu_type(limit=1), "a node of type a100x2 can be started for it (0 of 1 runs)"),
-        (
-            gpu_type(starts_took_s=(42.4,)),
-            "a node of type a100x2 can be started for it (0 run, the last one took 42 s)",
-        ),
-        (
-            gpu_type(starts_took_s=(500, 1, 2, 3, 4, 5)),
-            "a node of type a100x2 can be started for it (0 run, the last 5 took 1–5 s)",
-        ),
         (gpu_type(limit=0), "the cluster may start no node of type a100x2"),
         (
             gpu_type(limit=1, running=1),
@@ -110,7 +102,7 @@ def test_what_a_type_says(types: NodeType, text: str) -> None:
 
 
 def test_a_decision_with_a_type_survives_json() -> None:
-    decision = decide(Request(gpus=1), [CPU_NODE], gpu_type(limit=3, starts_took_s=(1.5,)))
+    decision = decide(Request(gpus=1), [CPU_NODE], gpu_type(limit=3))
     read = Decision.from_dict(json.loads(json.dumps(decision.to_dict())))
     assert read.new_node == decision.new_node
     assert read.reason == decision.reason

@@ -19,7 +19,6 @@ from roost.scheduler.backends.ray.new_nodes import RayNewNodes
 from roost.scheduler.backends.ray.node_caps import NodeCaps
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
-from roost.scheduler.backends.ray.start_times import StartTimes
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 HEAD = RayNode(
@@ -65,7 +64,6 @@ class FakeRay:
             self.ask,
             self,
             {},
-            times=StartTimes(None),
             new_node_after_s=30.0,
             node_start_timeout_s=900.0,
         )
@@ -190,15 +188,6 @@ async def test_nothing_is_refused_for_good_before_the_autoscaler_of_a_head_that_
     monkeypatch.setattr(ray.new_nodes, "_expected_until", time.monotonic())
     found = await ray.read()
     assert (found.is_still_reading, found.may_grow, changes[-1]) == (False, False, (False, False))
-
-
-async def test_a_cluster_that_has_started_nodes_before_is_expected_to_have_its_autoscaler(
-    ray: FakeRay,
-) -> None:
-    ray.kind = ""
-    ray.new_nodes._times.add("gpu", 20.0)
-    ray.new_nodes.reset("h:1")
-    assert (await ray.read()).may_grow
 
 
 @pytest.mark.parametrize(
@@ -396,27 +385,6 @@ async def test_an_autoscaler_that_does_not_answer_is_no_outage(ray: FakeRay) -> 
     assert not found.adds_nodes
     ray.problem = ""
     assert (await ray.read()).adds_nodes
-
-
-async def test_the_next_lease_that_waits_says_how_long_starts_took(ray: FakeRay) -> None:
-    ray.launches = Launches(asked={"gpu": 1})
-    found = await ray.read()
-    old = replace(NEW, id="o", daemon="o1", groups=frozenset({"id of roost:old:s/1 for ada"}))
-    for lease, at in ((LEASE, NEW), (replace(LEASE, id="roost:old:s/1"), old)):
-        if at is old:
-            ray.nodes.append(replace(old, groups=frozenset()))  # it was there before, and is full until then
-            await ray.membership.read()
-        await found.ask(lease)
-        await found.follow([lease])
-        group = frozenset({f"id of {lease.id} for ada"})
-        ray.nodes = [node for node in ray.nodes if node.id != at.id]
-        ray.nodes.append(replace(at, groups=group, labels={"ray.io/node-group": "gpu"}))
-        await ray.membership.read()
-        (granted,) = await found.follow([lease])
-        assert granted.node_id == at.id
-    await found.ask(replace(LEASE, id="roost:next:s/1"))
-    (waiting,) = await found.follow([replace(LEASE, id="roost:next:s/1")])
-    assert waiting.reason.endswith("(type gpu, 3 of 3); the last one took 0 s")
 
 
 def test_the_head_is_described_again_sooner_while_a_failure_has_no_reason() -> None:
