@@ -7,7 +7,6 @@
                                ├── starts an agent by an actor on its node              agent_task
                                └── claims without a node, which Ray's autoscaler starts new_nodes
                                      ├── its kinds of nodes, and what it is starting    autoscaler
-                                     ├── the most nodes for which kernels may ask       node_caps
                                      ├── what Ray has created for them                  created_groups
                                      └── an actor that removes groups nobody wants      guard
 

@@ -33,7 +33,6 @@ from roost.scheduler.messages import Finding
 
 from . import SPEC, agent_task, join, nodes, placement_groups
 from .new_nodes import RayNewNodes
-from .node_caps import NodeCaps
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
@@ -183,7 +182,6 @@ class RayManager:
             self._calls,
             self._creating,
             given=make_node_types(settings.node_types),
-            caps=NodeCaps(per_user=settings.max_new_nodes_per_user, in_total=settings.max_new_nodes),
             new_node_after_s=settings.scale_after_s,
             node_start_timeout_s=settings.node_start_timeout_s,
         )

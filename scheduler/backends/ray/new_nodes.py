@@ -17,12 +17,11 @@ from roost.placement import NodeType, Request, Snapshot, get_policy
 from roost.placement.model import NODE_LABEL
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.scheduler.errors import BackendUnavailable
 
 from . import autoscaler, guard, placement_groups
 from .autoscaler import Description, Kind, Launches
 from .created_groups import CreatedGroups
-from .node_caps import NodeCaps
 from .nodes import MODEL_LABEL, MODEL_RESOURCE, RayNode
 from .placement_groups import Group
 
@@ -58,8 +57,7 @@ class RayNewNodes:
     """The autoscaler of a Ray cluster, and this user's groups that wait for its nodes.
 
     `given` are the operator's node types; empty: those of the autoscaler's file. `ask` calls a function of Ray in a
-    thread. `creating` has the groups that are being created, by name. `caps`
-    are the most nodes for which kernels may ask.
+    thread. `creating` has the groups that are being created, by name.
     """
 
     def __init__(
@@ -70,7 +68,6 @@ class RayNewNodes:
         creating: dict[str, asyncio.Task[Any]],
         *,
         given: Sequence[NodeType] = (),
-        caps: NodeCaps = NodeCaps(),  # noqa: B008 - it cannot change
         new_node_after_s: float,
         node_start_timeout_s: float,
     ) -> None:
@@ -83,9 +80,6 @@ class RayNewNodes:
         self._calls = calls
         self._creating = creating
         self._given = tuple(given)
-        self._caps = caps
-        self._asking = asyncio.Lock()
-        """Held by a claim that counts the groups, until Ray has its own."""
         self._on_change: Callable[[], None] = lambda: None
         self._kind: Kind = ""
         self._description: Description | None = None
@@ -190,17 +184,6 @@ class RayNewNodes:
 
     async def ask(self, lease: Lease) -> None:
         name = placement_groups.name_group(lease.id, lease.owner.user)
-        if not self._caps.is_set:
-            await self._create(lease, name)
-            return
-        async with self._asking:  # the next one counts this one
-            groups = await self._ask(placement_groups.read_groups)
-            why_not = self._caps.why_not(lease.owner.user, groups, self._list_grown())
-            if why_not and name not in {group.name for group in groups}:
-                raise LeaseConflict(f"no node is asked for: {why_not}")
-            await self._create(lease, name)
-
-    async def _create(self, lease: Lease, name: str) -> None:
         bundle, selector = self._build_wish(lease.request)
         await self._renew(name)
         creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))
@@ -213,40 +196,21 @@ class RayNewNodes:
         log.info("lease=%s Ray was asked for a node with %s", lease.id, lease.request.describe())
 
     async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
-        given_up: dict[str, str] = {}
         if any(lease.id not in self._group_ids for lease in leases) or self._is_look_due:
-            given_up = await self._look(leases)
-        return [self._show(lease, given_up.get(lease.id, "")) for lease in leases]
+            await self._look(leases)
+        return [self._show(lease) for lease in leases]
 
-    async def _look(self, leases: Sequence[Lease]) -> dict[str, str]:
-        """Find the groups in Ray's table. Return the leases whose groups are given up, with the reason."""
+    async def _look(self, leases: Sequence[Lease]) -> None:
+        """Find the groups of these leases in Ray's table."""
         self._looked_at = time.monotonic()
-        found = await self._ask(placement_groups.read_groups)
-        surplus = self._caps.find_surplus(found, self._list_grown()) if self._caps.is_set else {}
-        groups = {group.name: group for group in found}
-        given_up = {}
+        groups = {group.name: group for group in await self._ask(placement_groups.read_groups)}
         for lease in leases:
-            name = self._names.get(lease.id, "")
-            group = groups.get(name)
-            if group is not None and name in surplus:
-                await self._ask(placement_groups.remove, name)
-                given_up[lease.id] = surplus[name]
-                group = None
+            group = groups.get(self._names.get(lease.id, ""))
             if group is None:
                 self._names.pop(lease.id, None)
                 self._group_ids.pop(lease.id, None)
             else:
                 self._group_ids[lease.id] = group.id
-        return given_up
-
-    def _list_grown(self) -> set[str]:
-        """Return the raylets of the nodes that the autoscaler manages."""
-        types = self.list_types()
-        return {
-            node.daemon
-            for node in self._membership.nodes.values()
-            if any(autoscaler.is_of(node, each) for each in types)
-        }
 
     @property
     def waits(self) -> bool:
@@ -313,9 +277,9 @@ class RayNewNodes:
             except BackendUnavailable as problem:
                 log.warning("if this service ends, its groups that wait for nodes may stay: %s", problem)
 
-    def _show(self, lease: Lease, given_up: str) -> Lease:
+    def _show(self, lease: Lease) -> Lease:
         if lease.id not in self._names:
-            return replace(lease, state="lost", reason=given_up or "its placement group was removed")
+            return replace(lease, state="lost", reason="its placement group was removed")
         group_id = self._group_ids[lease.id]
         at = next((each for each in self._membership.nodes.values() if group_id in (each.groups or ())), None)
         if at is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from traitlets import Float, Int, Unicode
+from traitlets import Float, Unicode
 
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.config.shared_sections import NodeTypeSettings
@@ -18,11 +18,3 @@ class RoostRayBackend(AgentPerNodeSettings, NodeTypeSettings):
         30.0, min=1.0, help="How long a kernel waits for a node that is full, before it asks for a new one."
     )
     node_start_timeout_s = Float(900.0, min=0.0, help="How long the start of a new node may take.")
-    max_new_nodes_per_user = Int(
-        None,
-        allow_none=True,
-        min=0,
-        help="The most nodes for which the kernels of one user may ask Ray's autoscaler. A node counts while one of "
-        "them is there.",
-    )
-    max_new_nodes = Int(None, allow_none=True, min=0, help="The same for the kernels of all users together.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,7 @@ from kit.clusters.ray.elastic_raylets import ElasticRaylets
 from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, read_pages
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.backends.ray import guard, join, nodes, placement_groups
-from roost.scheduler.client import service_connection
-from roost.scheduler.client.client import connect
-from roost.scheduler.errors import Cancelled, NoNodeEver, RoostError
-from roost.scheduler.messages import Event, Kernel
+from roost.scheduler.errors import Cancelled, NoNodeEver
 from roost.testing.clusters.raylets import why_not
 from roost.testing.deadlines import allow_s, until_blocking
 
@@ -81,46 +77,6 @@ def test_a_cancelled_start_leaves_no_group(elastic: Elastic) -> None:
     assert elastic.groups() == []
     with pytest.raises(Cancelled):
         start.result(allow_s(30))
-
-
-def test_services_bring_no_more_nodes_than_the_cap(
-    elastic: Elastic, module_runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Services of two users ask for one node each, at once; further starts of one of them wait as well."""
-    monkeypatch.setattr(
-        service_connection,
-        "service_folder",
-        lambda _, options, *__: module_runtime_dir / f"scheduler-ray-{options['scale_after_s']}",
-    )
-    services = [connect("ray", max_new_nodes=1, scale_after_s=seconds) for seconds in (30, 31)]
-    heard: list[Event] = []
-    for service in services:
-        service.listen(heard.append)
-    starts = [service.start(tiny(gpus=2)) for service in services for _ in range(3)]
-
-    def running() -> list[Kernel]:
-        found = [kernel for service in services for kernel in service.kernels().result(allow_s(10))]
-        return [kernel for kernel in found if kernel.state == "running"]
-
-    def counts() -> tuple[int, int, int, int]:
-        """Return how many groups, machines of the autoscaler, nodes and running kernels there are."""
-        launches = elastic.cluster.launches()
-        machines = sum({"launch": 1, "terminate": -1}.get(each.what, 0) * each.count for each in launches)
-        return len(elastic.groups()), machines, len(elastic.workers()), len(running())
-
-    # Ray may see both services' groups before one of them is taken back, and then ends the second machine again.
-    until_blocking(lambda: counts() == (1, 1, 1, 1), lambda: f"one of each is left: {counts()}", 180, 0.1)
-    time.sleep(6)  # longer than a service waits before it looks at Ray's table again
-    assert counts() == (1, 1, 1, 1)
-    reason = "all users may have 1 new node together (max_new_nodes), and have or wait for 1"
-    assert any(event.kind == "conflict" and reason in event.detail for event in heard)
-    print(elastic.launched())
-    for service in services:
-        for kernel in service.kernels().result(allow_s(10)):
-            service.stop(kernel.id).result(allow_s(60))
-    for start in starts:
-        with suppress(RoostError):
-            start.result(allow_s(30))
 
 
 @pytest.mark.long

@@ -16,10 +16,9 @@ from roost.scheduler.backends.base import Lease, Owner
 from roost.scheduler.backends.ray import autoscaler, guard, new_nodes, placement_groups
 from roost.scheduler.backends.ray.autoscaler import Kind, Launches
 from roost.scheduler.backends.ray.new_nodes import RayNewNodes
-from roost.scheduler.backends.ray.node_caps import NodeCaps
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
-from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.scheduler.errors import BackendUnavailable
 
 HEAD = RayNode(
     id="h", daemon="h1", address="h", labels={}, model="", total={}, free={}, groups=frozenset(), is_head=True
@@ -286,24 +285,6 @@ async def test_a_group_that_somebody_has_removed_is_lost(
     ray.groups.clear()
     (lease,) = await found.follow([LEASE])
     assert (lease.state, lease.reason) == ("lost", "its placement group was removed")
-
-
-async def test_a_cap_lets_one_lease_wait_and_no_more(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = await ray.read()
-    found._caps = NodeCaps(per_user=1)
-    second = replace(LEASE, id="roost:k:s/2")
-    answers = await asyncio.gather(found.ask(LEASE), found.ask(second), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [type(None), LeaseConflict]
-    assert "no node is asked for: ada may have 1 new node" in str(answers[1])
-    assert list(ray.groups) == [NAME]
-    await found.ask(LEASE)  # a repeated claim
-    assert (await found.follow([LEASE]))[0].state == "pending"
-    ray.groups = {"roost:a:s/1 for ada": ({}, {}), **ray.groups}  # another service of hers was as fast
-    monkeypatch.setattr(guard, "RENEW_S", 0.0)
-    (lost,) = await found.follow([LEASE])
-    assert lost.state == "lost"
-    assert lost.reason.startswith("ada may have 1 new node")
-    assert list(ray.groups) == ["roost:a:s/1 for ada"]
 
 
 async def test_the_guard_knows_a_group_before_ray_does(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
