@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -63,8 +62,6 @@ class Description:
     """The GPU models that a type has as a resource, and not only as a label."""
     most_nodes: int | None = None
     """How many nodes of all types together there may be, besides the head."""
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """By type: why its last start failed, by the monitor's log."""
 
 
 def find_kind() -> Kind:
@@ -136,7 +133,7 @@ def read_on(head: RayNode, address: str) -> Any:
 def _read_files(address: str) -> dict[str, Any]:
     """Return what the monitor's file says about nodes, and nothing else of it. Runs on the head."""
     monitor = _find_monitor(address, _list_commands())
-    found: dict[str, Any] = {"has_monitor": monitor is not None, "config": None, "reasons": {}}
+    found: dict[str, Any] = {"has_monitor": monitor is not None, "config": None}
     if monitor is not None and (path := monitor.get("--autoscaling-config")):
         import yaml
 
@@ -147,7 +144,6 @@ def _read_files(address: str) -> dict[str, Any]:
         found["config"]["available_node_types"] = {
             name: {key: each.get(key) for key in kept} for name, each in types.items()
         }
-        found["reasons"] = _read_reasons(Path(monitor.get("--logs-dir", "")) / "monitor.log")
     return found
 
 
@@ -174,18 +170,6 @@ def _find_monitor(address: str, commands: list[list[str]]) -> dict[str, str] | N
     return next(iter(same or [monitor for monitor in monitors if monitor.get(gcs, "").endswith(port)]), None)
 
 
-def _read_reasons(log: Path) -> dict[str, str]:
-    """Return, by node type, the reason of the last failed launch in the monitor's log."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 100_000))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return {}
-    failures = re.findall(r"Failed to launch \d+ nodes? of type (\S+?): (.{1,300})", text)
-    return {name: reason.strip() for name, reason in failures}
-
-
 def decode(answer: Mapping[str, Any]) -> Description:
     """Return what `read_on`'s task has found. Raises `ValueError` for a file that does not list node types."""
     config = answer["config"]
@@ -210,7 +194,6 @@ def decode(answer: Mapping[str, Any]) -> Description:
         types=tuple(types),
         marked_models=frozenset(marked),
         most_nodes=most,
-        reasons=answer["reasons"],
     )
 
 
@@ -235,13 +218,11 @@ def count(
     nodes: Collection[RayNode],
     launches: Launches,
     *,
-    reasons: Mapping[str, str],
     most_nodes: int | None,
 ) -> tuple[NodeType, ...]:
     """Return the types with the nodes that run and start, and with the reason why starts have failed lately.
 
-    `reasons` complete those of `launches`. A type's limit is lower if all types together would have more nodes than
-    `most_nodes`.
+    A type's limit is lower if all types together would have more nodes than `most_nodes`.
     """
     counted = []
     for each in types:
@@ -249,7 +230,7 @@ def count(
         starting = launches.asked.get(each.name, 0) + launches.booting.get(each.name, 0)
         if each.limit is not None:  # Ray still calls a node starting for a moment after it has joined
             starting = min(starting, max(0, each.limit - running))
-        failure = _describe_failure(each.name, launches, reasons)
+        failure = _describe_failure(each.name, launches)
         counted.append(replace(each, running=running, starting=starting, failure=failure))
     if most_nodes is None:
         return tuple(counted)
@@ -271,10 +252,10 @@ def is_of(node: RayNode, node_type: NodeType) -> bool:
     return bool(labels) and labels.items() <= node.labels.items()
 
 
-def _describe_failure(name: str, launches: Launches, reasons: Mapping[str, str]) -> str:
+def _describe_failure(name: str, launches: Launches) -> str:
     failed = launches.failed.get(name, 0)
     if not failed or launches.booting.get(name):
         return ""
     times = f"{failed} attempts have failed" if failed > 1 else "an attempt has failed"
-    reason = launches.reasons.get(name) or reasons.get(name, "")
-    return f"{times}: {reason}" if reason else f"{times}, and the autoscaler does not say why"
+    reason = launches.reasons.get(name, "monitor.log on the head says why")
+    return f"{times}: {reason}"

@@ -34,8 +34,8 @@ _FIND_S = 60.0
 _COMES_BACK_S = 60.0
 """How long a cluster that has had an autoscaler may take to have one again, after it was joined."""
 _DESCRIBE_S = 600.0
-_EXPLAIN_S = 5.0
-"""How long the head's files count as known: usually, and while nodes cannot be started and no reason is known."""
+_DESCRIBE_SOON_S = 5.0
+"""How long the head's files count as known: usually, and while the autoscaler may still begin."""
 _TASK_S = 20.0
 _GUARD_S = 10.0
 """How long a new group waits for the guard to live."""
@@ -134,7 +134,6 @@ class RayNewNodes:
                 self._given or self._description.types or (),
                 self._membership.nodes.values(),
                 self._launches,
-                reasons=self._description.reasons,
                 most_nodes=self._description.most_nodes,
             )
         return self._types
@@ -334,7 +333,7 @@ class RayNewNodes:
             return
         if was_expected and not self._kind and not self._is_expected:
             self._on_change()  # what waited for the autoscaler's report waits no longer
-        is_due = now - self._described_at >= (_EXPLAIN_S if self._is_description_short else _DESCRIBE_S)
+        is_due = now - self._described_at >= (_DESCRIBE_SOON_S if self._is_description_short else _DESCRIBE_S)
         if self._kind and is_due:
             self._described_at = now
             head = next((node for node in found if node.is_head), None)
@@ -344,8 +343,6 @@ class RayNewNodes:
     @property
     def _is_description_short(self) -> bool:
         """True while the head's files may soon say more than they did."""
-        if self._names and self._launches.failed.keys() - self._launches.reasons.keys():
-            return True
         return self._is_expected and self._description is not None and not self._description.has_monitor
 
     async def _remove_orphans(self, daemons: set[str]) -> None:

@@ -35,7 +35,7 @@ def node(name: str, **labels: str) -> RayNode:
 
 
 def read(config: dict[str, Any] | None, *, has_monitor: bool = True) -> autoscaler.Description:
-    return autoscaler.decode({"has_monitor": has_monitor, "config": config, "reasons": {"gpu": "no A100"}})
+    return autoscaler.decode({"has_monitor": has_monitor, "config": config})
 
 
 def test_the_file_has_types_without_the_head() -> None:
@@ -46,29 +46,24 @@ def test_the_file_has_types_without_the_head() -> None:
     assert (gpu.node.cpus, gpu.node.memory_bytes, gpu.node.resources) == (8, 4 << 30, {"licence": 2})
     assert [device.model for device in gpu.node.devices] == ["A100", "A100"]
     assert gpu.node.labels == {"zone": "b", TYPE_LABEL: "gpu"}
-    assert (found.marked_models, found.most_nodes, found.reasons) == ({"A100"}, 4, {"gpu": "no A100"})
+    assert (found.marked_models, found.most_nodes) == ({"A100"}, 4)
 
 
 def command(address: str, *words: str) -> list[str]:
     return ["python", "-u", "/ray/autoscaler/v2/monitor.py", f"--gcs-address={address}", *words, ""]
 
 
-def test_the_head_reads_the_file_and_the_log_of_its_own_monitor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_head_reads_the_file_of_its_own_monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another cluster may run on its machine. The file may have secrets, which stay there."""
     (tmp_path / "file.yaml").write_text(json.dumps({**FILE, "auth": {"ssh_private_key": "secret"}}))
-    lines = ["x Failed to launch 1 nodes of type gpu: old", "x Failed to launch 2 nodes of type gpu: no A100"]
-    (tmp_path / "monitor.log").write_text("\n".join([*lines, "x Launched 1 nodes of type cpu"]))
-    words = f"--autoscaling-config={tmp_path}/file.yaml", f"--logs-dir={tmp_path}"
+    words = (f"--autoscaling-config={tmp_path}/file.yaml",)
     commands = [["ray"], command("10.0.0.2:6379"), command("10.0.0.1:6380"), command("10.0.0.1:6379", *words)]
     monkeypatch.setattr(autoscaler, "_list_commands", lambda: commands)
     answer = autoscaler._read_files("10.0.0.1:6379")
     assert "secret" not in repr(answer)
     found = autoscaler.decode(answer)
     assert [each.name for each in found.types or ()] == ["gpu", "any"]
-    assert found.reasons == {"gpu": "no A100"}
-    assert autoscaler._read_files("10.0.0.1:6380") == {"has_monitor": True, "config": None, "reasons": {}}
+    assert autoscaler._read_files("10.0.0.1:6380") == {"has_monitor": True, "config": None}
     assert not autoscaler._read_files("10.0.0.1:6381")["has_monitor"]
     assert autoscaler._find_monitor("head.example:6380", commands) is not None
 
@@ -92,7 +87,7 @@ def test_nodes_are_counted_by_type_and_all_together_have_a_limit() -> None:
     launches = Launches(asked={"gpu": 1}, booting={"any": 1})
 
     def count(most_nodes: int | None) -> list[tuple[str, bool]]:
-        counted = autoscaler.count(types, nodes, launches, reasons={}, most_nodes=most_nodes)
+        counted = autoscaler.count(types, nodes, launches, most_nodes=most_nodes)
         return [(each.describe_count(), each.has_room) for each in counted]
 
     assert count(None) == [("2 of 3", True), ("1 of 4", True)]
@@ -103,7 +98,7 @@ def test_nodes_are_counted_by_type_and_all_together_have_a_limit() -> None:
 def test_a_node_that_has_just_joined_is_not_counted_beyond_the_limit() -> None:
     nodes = [node(f"n{number}", **{TYPE_LABEL: "gpu"}) for number in range(3)]
     launches = Launches(booting={"gpu": 1})
-    (gpu, _) = autoscaler.count(read(FILE).types or (), nodes, launches, reasons={}, most_nodes=None)
+    (gpu, _) = autoscaler.count(read(FILE).types or (), nodes, launches, most_nodes=None)
     assert (gpu.describe_count(), gpu.has_room) == ("3 of 3", False)
 
 
@@ -111,30 +106,21 @@ def test_an_operators_types_are_counted_by_their_labels() -> None:
     types = make_node_types(
         [{"name": "b", "cpus": 1, "labels": {"zone": "b"}, "limit": 1}, {"name": "c", "cpus": 1}]
     )
-    counted = autoscaler.count(
-        types, [node("a", zone="b"), node("b")], Launches(), reasons={}, most_nodes=None
-    )
+    counted = autoscaler.count(types, [node("a", zone="b"), node("b")], Launches(), most_nodes=None)
     assert [each.running for each in counted] == [1, 0]
 
 
 @pytest.mark.parametrize(
-    ("launches", "reasons", "failure"),
+    ("launches", "failure"),
     [
-        (Launches(), {"gpu": "old"}, ""),
-        (Launches(failed={"gpu": 1}), {}, "an attempt has failed, and the autoscaler does not say why"),
-        (Launches(failed={"gpu": 14}), {"gpu": "no A100"}, "14 attempts have failed: no A100"),
-        (
-            Launches(failed={"gpu": 2}, reasons={"gpu": "quota"}),
-            {"gpu": "x"},
-            "2 attempts have failed: quota",
-        ),
-        (Launches(failed={"gpu": 2}, booting={"gpu": 1}), {}, ""),
+        (Launches(), ""),
+        (Launches(failed={"gpu": 1}), "an attempt has failed: monitor.log on the head says why"),
+        (Launches(failed={"gpu": 14}, reasons={"gpu": "no A100"}), "14 attempts have failed: no A100"),
+        (Launches(failed={"gpu": 2}, booting={"gpu": 1}), ""),
     ],
 )
-def test_a_type_has_the_reason_of_its_last_failures(
-    launches: Launches, reasons: dict[str, str], failure: str
-) -> None:
-    (gpu, _) = autoscaler.count(read(FILE).types or (), [], launches, reasons=reasons, most_nodes=None)
+def test_a_type_has_the_reason_of_its_last_failures(launches: Launches, failure: str) -> None:
+    (gpu, _) = autoscaler.count(read(FILE).types or (), [], launches, most_nodes=None)
     assert gpu.failure == failure
 
 
@@ -181,4 +167,4 @@ def test_the_second_autoscaler_reports_in_a_message() -> None:
 
 def test_a_type_without_failures_says_nothing() -> None:
     types = (NodeType(node=(read(FILE).types or ())[0].node),)
-    assert autoscaler.count(types, [], Launches(), reasons={}, most_nodes=None)[0].failure == ""
+    assert autoscaler.count(types, [], Launches(), most_nodes=None)[0].failure == ""

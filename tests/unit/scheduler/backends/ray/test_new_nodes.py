@@ -107,7 +107,7 @@ class FakeRay:
     async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any:
         if reference == "guard":
             await self.guard_lives.wait()
-        return {"has_monitor": self.has_monitor, "config": self.file, "reasons": {}}
+        return {"has_monitor": self.has_monitor, "config": self.file}
 
     async def read(self, *, again: bool = True) -> RayNewNodes:
         """Read the nodes, and wait until the head's file is read."""
@@ -178,7 +178,7 @@ async def test_nothing_is_refused_for_good_before_the_autoscaler_of_a_head_that_
     ray.kind, ray.has_monitor, ray.file = "second", False, None
     assert (await ray.read()).list_types() == ()
     ray.has_monitor, ray.file = True, FILE
-    ray.new_nodes._described_at = time.monotonic() - new_nodes._EXPLAIN_S
+    ray.new_nodes._described_at = time.monotonic() - new_nodes._DESCRIBE_SOON_S
     assert len((await ray.read()).list_types()) == 2
     assert changes[-1] == (True, False)
     ray.kind = ""
@@ -366,7 +366,3 @@ async def test_an_autoscaler_that_does_not_answer_is_no_outage(ray: FakeRay) -> 
     assert not found.adds_nodes
     ray.problem = ""
     assert (await ray.read()).adds_nodes
-
-
-def test_the_head_is_described_again_sooner_while_a_failure_has_no_reason() -> None:
-    assert new_nodes._EXPLAIN_S < new_nodes._DESCRIBE_S
