@@ -88,6 +88,43 @@ class AgentReport:
     """Why that attempt has failed, as a clause; empty if `has_run`, or without an attempt."""
 
 
+class Growth:
+    """What a cluster may add to its nodes. The defaults are those of a cluster that keeps the nodes that it has."""
+
+    after_s: float = 0.0
+    """How long a request waits in roost's queue for a node that could hold it, before it is claimed without a node.
+
+    It is claimed then only if a new node would help. 0: it is claimed at once, and waits in the manager's queue.
+    """
+    start_timeout_s: float = 0.0
+    """How long a claim without a node may wait, if that is longer than the time of its start."""
+
+    @property
+    def adds_nodes(self) -> bool:
+        """True if the manager has a queue of its own, which keeps claims that no node can take now.
+
+        roost then claims each request for which it finds no node, and leaves `node_id` empty. Such a claim waits in
+        the manager's queue instead of roost's. The manager may also add a node for it.
+        """
+        return False
+
+    @property
+    def may_grow(self) -> bool:
+        """True if nodes may come of kinds that `list_types` lacks. Then no request is refused for good."""
+        return self.adds_nodes
+
+    def list_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
+        """Return the kinds of nodes that the cluster could start, as far as they are known.
+
+        `snapshot` has the nodes that are there. Cheap: each start calls it.
+        """
+        return ()
+
+    def why_not(self, request: Request) -> str:
+        """Return why the manager cannot be asked for a new node for this request, as a clause; empty if it can."""
+        return ""
+
+
 class Backend(ABC):
     """The adapter to one cluster. All methods run on the scheduler's event loop and never block it.
 
@@ -99,20 +136,8 @@ class Backend(ABC):
     name: str
     address: str = ""
     """The cluster's address, for people. Empty if it is not known yet, or if there is nothing to show."""
-    adds_nodes: bool = False
-    """True if the manager has a queue of its own, which keeps claims that no node can take now.
-
-    roost then claims each request for which it finds no node, and leaves `node_id` empty. Such a claim waits in the
-    manager's queue instead of roost's. The manager may also add a node for it.
-    """
-    new_node_after_s: float = 0.0
-    """How long a request waits in roost's queue for a node that could hold it, before it is claimed without a node.
-
-    It is claimed then only if a new node would help. 0: it is claimed at once, and waits in the manager's queue.
-    """
-    node_start_timeout_s: float = 0.0
-    """How long a claim without a node may wait, if that is longer than the time of its start."""
-
+    growth: Growth = Growth()
+    """What the cluster may add to its nodes."""
     other_holders: str = ""
     """The other holders of what the nodes have, to complete "held by": "Ray actors and tasks that roost did not start".
 
@@ -126,24 +151,11 @@ class Backend(ABC):
 
     @property
     def is_still_reading(self) -> bool:
-        """True while snapshots may lack nodes or kinds of them, because roost has not read all of these yet."""
-        return False
+        """True while snapshots may lack nodes or kinds of them, because roost has not read all of these yet.
 
-    @property
-    def may_grow(self) -> bool:
-        """True if nodes may come of kinds that `list_node_types` lacks. Then no request is refused for good."""
-        return self.adds_nodes or self.is_still_reading
-
-    def list_node_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
-        """Return the kinds of nodes that the cluster could start, as far as they are known.
-
-        `snapshot` has the nodes that are there. Cheap: each start calls it.
+        Until then no request is refused for good.
         """
-        return ()
-
-    def why_no_new_node(self, request: Request) -> str:
-        """Return why the manager cannot be asked for a new node for this request, as a clause; empty if it can."""
-        return ""
+        return False
 
     @abstractmethod
     async def open(self) -> None:
@@ -168,7 +180,7 @@ class Backend(ABC):
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         """Claim the slice that `lease` describes; return the lease held or pending.
 
-        `lease.node_id` is the chosen node (empty: any, see `adds_nodes`), and `lease.device_ids` are the preferred
+        `lease.node_id` is the chosen node (empty: any, see `Growth`), and `lease.device_ids` are the preferred
         devices. The result names the node and the devices that the manager granted. Raises `LeaseConflict` as soon as
         the manager refuses, or lets the claim wait for room on that node: another node may be free. Any other error,
         such as `NoNodeEver`, ends the start. May be repeated with the same lease id: the answer is the same, until

@@ -57,7 +57,9 @@ class BackendAccess:
 
     async def snapshot(self) -> Snapshot:
         snapshot = await self.backend.snapshot()
-        node_types, may_grow = self.backend.list_node_types(snapshot), self.backend.may_grow
+        growth = self.backend.growth
+        node_types = growth.list_types(snapshot)
+        may_grow = growth.may_grow or self.backend.is_still_reading
         if node_types or may_grow:
             snapshot = snapshot.with_node_types(node_types, may_grow=may_grow)
         draining = [snapshot.node(node_id) for node_id in self.draining if node_id in snapshot]

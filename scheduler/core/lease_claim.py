@@ -216,19 +216,19 @@ class LeaseClaimer:
 
         Raises `NoNodeEver` if no node that is there could hold the request, and the manager cannot be asked for one.
         """
-        backend, new_node = self.access.backend, decision.new_node
-        if decision.placement is not None or not backend.adds_nodes:
+        growth, new_node = self.access.backend.growth, decision.new_node
+        if decision.placement is not None or not growth.adds_nodes:
             return math.inf
-        if why_not := backend.why_no_new_node(decision.request):
+        if why_not := growth.why_not(decision.request):
             if decision.fits_no_node:
                 raise NoNodeEver(f"{decision.reason}; {why_not}.", decision=decision.to_dict())
             return math.inf
         if new_node is not None and not new_node.has_room:
             return math.inf
-        if decision.fits_no_node or not backend.new_node_after_s:
+        if decision.fits_no_node or not growth.after_s:
             return began
         helps = new_node is not None or decision.may_grow
-        return began + backend.new_node_after_s if helps and not _has_closed_room(decision) else math.inf
+        return began + growth.after_s if helps and not _has_closed_room(decision) else math.inf
 
     async def _explain(self, ticket: Ticket, request: Request, skipped: _Skipped) -> dict[str, Any] | None:
         """Return the decision for the request now, or None if the manager does not answer."""
@@ -277,7 +277,7 @@ class LeaseClaimer:
         record.wait_for_manager()
         self.table.publish("queued", record, record.lease.reason)
         began = time.monotonic()
-        extended_s = 0.0 if record.lease.node_id else self.access.backend.node_start_timeout_s
+        extended_s = 0.0 if record.lease.node_id else self.access.backend.growth.start_timeout_s
         give_up_at = max(deadline, began + extended_s)
         # The lease is read from the book: news about it may have come before the claim's answer.
         while record.lease.state == "pending":

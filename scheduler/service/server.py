@@ -110,7 +110,7 @@ class Service:
             "address": self.core.backend.address,
             "options": dict(self._options),
             "launch_timeout_s": find_default_timeout(self._settings),
-            "node_start_timeout_s": self.core.backend.node_start_timeout_s,
+            "node_start_timeout_s": self.core.backend.growth.start_timeout_s,
         }
 
     def watch_folder(self, held: Hold) -> None:

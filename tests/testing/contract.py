@@ -168,7 +168,7 @@ class BackendContract(ContractSteps):
             expect(not fits(snapshot, scarce(1)), COUNTS_LEASE, f"there is room left: {describe(snapshot)}")
             listed, ids = await self.list_ids(backend), {lease.id for lease in granted}
             expect(listed == ids, REFUSES_ALL, f"`leases` lists {listed}, granted were {ids}")
-            if backend.adds_nodes:
+            if backend.growth.adds_nodes:
                 await self.wait_in_the_queue(backend, scarce(1), granted.pop())
             for lease in granted:
                 await self.release(backend, lease)

@@ -13,7 +13,13 @@ from roost.launchers.protocol.messages import Launch, Owner, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, NodeType, Snapshot
 from roost.scheduler.backends.agent_calls import Agents
-from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange, PodCluster
+from roost.scheduler.backends.agent_per_kernel import (
+    AgentPerKernelBackend,
+    Pod,
+    PodChange,
+    PodCluster,
+    PodGrowth,
+)
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.backends.local.settings import RoostLocalBackend
@@ -114,7 +120,7 @@ class FakePodCluster(PodCluster):
 
     New pods are pending with `pending_reason` until `grant` or `grant_all`; an empty reason grants them at once. While
     `quota_reason` is set, every pod is refused. With `adds_nodes`, a pod without a node waits for `add_node`.
-    `node_types` are as in `AgentPerKernelBackend`.
+    `node_types` are the kinds of nodes that it could start.
     From `leave` on, the cluster is away until `away_reason` is empty.
     """
 
@@ -284,6 +290,5 @@ class FakePodCluster(PodCluster):
 
 def pod_backend(cluster: FakePodCluster, agents: Agents) -> AgentPerKernelBackend:
     """Return a backend over a cluster of fake pods."""
-    return AgentPerKernelBackend(
-        cluster, agents, linger_s=10.0, adds_nodes=cluster.adds_nodes, node_types=cluster.node_types
-    )
+    growth = PodGrowth(cluster.node_types) if cluster.adds_nodes else Backend.growth
+    return AgentPerKernelBackend(cluster, agents, linger_s=10.0, growth=growth)

@@ -16,7 +16,7 @@ GRANTS_ONCE = (
 )
 REFUSES_SOON = "`claim` raises `LeaseConflict` as soon as the manager refuses"
 REFUSES_ALL = "a claim that is refused leaves nothing behind"
-QUEUES = "with `adds_nodes`, a claim without a node waits in the manager's queue until there is room"
+QUEUES = "with `Growth.adds_nodes`, a claim without a node waits in the manager's queue until there is room"
 HAS_REASON = "a pending lease has a reason, a clause without a full stop"
 BECOMES_HELD = "a pending lease becomes held, or is lost with a reason"
 SHOWS_ROOM = (

@@ -15,7 +15,7 @@ This package stands above the files of `scheduler/backends`, and below `kubernet
 
 from __future__ import annotations
 
-from .backend import AgentPerKernelBackend
+from .backend import AgentPerKernelBackend, PodGrowth
 from .pod_agent import agent_archive, agent_command, read_address
 from .pods import Pod, PodChange, PodCluster, dump_lease, load_lease, shorten_id
 
@@ -24,6 +24,7 @@ __all__ = [
     "Pod",
     "PodChange",
     "PodCluster",
+    "PodGrowth",
     "agent_archive",
     "agent_command",
     "dump_lease",

@@ -29,7 +29,7 @@ from roost.launchers.protocol.messages import (
 from roost.placement import Node, NodeType, Request, Snapshot
 from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents, until_listening
-from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
+from roost.scheduler.backends.base import Backend, BackendEvent, Finding, Growth, LeaseReading
 from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.backends.node_types import count_nodes
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
@@ -67,12 +67,32 @@ class _Known:
     """Set while the agent is asked to do so."""
 
 
+class PodGrowth(Growth):
+    """The growth of a cluster whose manager keeps pods that wait for a node.
+
+    `types` are all kinds of nodes that it could start, with the labels of their nodes; empty: not known.
+    """
+
+    def __init__(self, types: Sequence[NodeType] = ()) -> None:
+        self._types = types
+
+    @property
+    def adds_nodes(self) -> bool:
+        return True
+
+    @property
+    def may_grow(self) -> bool:
+        return not self._types
+
+    def list_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
+        return count_nodes(self._types, snapshot) if self._types else ()
+
+
 class AgentPerKernelBackend(Backend):
     """A backend with pods of `cluster` as leases. Each pod's agent runs one kernel.
 
     `agents` is from the `BackendContext`. `linger_s` is how long a lease outlives a kernel that ended by itself, so
-    that a restarter may start it again: give it the context's `restart_grace_s`. `adds_nodes` is as in `Backend`.
-    `node_types` are all kinds of nodes that the cluster could start, with the labels of their nodes; empty: not known.
+    that a restarter may start it again: give it the context's `restart_grace_s`.
 
     The backend adds the requests of its pods to the nodes that the cluster returns. It reads the nodes again after each
     conflict and each deletion, and otherwise follows `changes`.
@@ -84,12 +104,10 @@ class AgentPerKernelBackend(Backend):
         agents: Agents,
         *,
         linger_s: float,
-        adds_nodes: bool = False,
-        node_types: Sequence[NodeType] = (),
+        growth: Growth = Backend.growth,
     ) -> None:
         self.name = cluster.name
-        self.adds_nodes = adds_nodes
-        self._node_types = node_types
+        self.growth = growth
         self._cluster = cluster
         self._agents = agents
         self._linger_s = linger_s
@@ -136,13 +154,6 @@ class AgentPerKernelBackend(Backend):
             self._snapshot = self._snapshot.apply(nodes.values(), self._differs - nodes.keys())
             self._differs.clear()
         return self._snapshot
-
-    @property
-    def may_grow(self) -> bool:
-        return self.adds_nodes and not self._node_types
-
-    def list_node_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
-        return count_nodes(self._node_types, snapshot) if self._node_types else ()
 
     def events(self) -> AsyncIterator[BackendEvent]:
         return self._events.read()

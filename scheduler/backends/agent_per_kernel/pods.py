@@ -110,7 +110,7 @@ class PodCluster(ABC):
         to 30, or until the promises on it have changed. If the manager has not decided within seconds, return a
         pending lease. If that lease is lost later, roost places the request again, unless the lease `is_final`.
 
-        `lease.node_id` is empty only if the backend has `adds_nodes`. Then any node that meets the request will do.
+        `lease.node_id` is empty only with a `PodGrowth`. Then any node that meets the request will do.
         Return a pending lease if none has room: it waits in the manager's own queue.
 
         Raise `NoNodeEver` or `LaunchError`, with a sentence for the user, for a pod that can never start. The start

@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import (
     Owner,
     Reserve,
 )
-from roost.placement import Node, NodeType, Request, Snapshot
+from roost.placement import Node, Snapshot
 from roost.scheduler.backends.base import (
     AgentAddress,
     AgentReport,
@@ -103,9 +103,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._new_nodes = new_nodes
         self._waiting = WaitingLeases(new_nodes, self.book, self._hold) if new_nodes is not None else None
         if new_nodes is not None:
-            self.new_node_after_s = new_nodes.new_node_after_s
-            self.node_start_timeout_s = new_nodes.node_start_timeout_s
-            new_nodes.listen(self._on_growth)
+            self.growth = new_nodes
+            new_nodes.listen(lambda: self._events.put(BackendEvent(kind="nodes")))
 
     async def open(self) -> None:
         self._pool.listen(self._on_agent)
@@ -148,16 +147,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     @property
     def is_still_reading(self) -> bool:
         return self._new_nodes is not None and self._new_nodes.is_still_reading
-
-    @property
-    def may_grow(self) -> bool:
-        return self.is_still_reading or (self._new_nodes is not None and self._new_nodes.may_grow)
-
-    def list_node_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
-        return self._new_nodes.list_types() if self._new_nodes is not None else ()
-
-    def why_no_new_node(self, request: Request) -> str:
-        return self._new_nodes.why_not(request) if self._new_nodes is not None else ""
 
     def events(self) -> AsyncIterator[BackendEvent]:
         return self._events.read()
@@ -466,12 +455,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     def _forget_left(self) -> None:
         after_s = self._manager_grace_s + _FORGET_S
         self._pool.forget_left(self._membership.nodes, after_s, kept=self.book.nodes())
-
-    def _on_growth(self) -> None:
-        """Follow a change of what the cluster can start."""
-        assert self._new_nodes is not None
-        self.adds_nodes = self._new_nodes.adds_nodes
-        self._events.put(BackendEvent(kind="nodes"))
 
     def _update(self, node_ids: Collection[str]) -> None:
         """Build these nodes again, and publish an event if that changes the snapshot."""

@@ -4,52 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from roost.launchers.daemon.tasks import spawn
-from roost.placement import NodeType, Request
-from roost.scheduler.backends.base import Launch, Lease
+from roost.scheduler.backends.base import Growth, Launch, Lease
 from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.errors import LeaseConflict, RoostError
 
 log = logging.getLogger(__name__)
 
 
-class NewNodes(Protocol):
-    """What a manager of a cluster that can grow adds to `ClusterManager`.
+class NewNodes(Growth, ABC):
+    """The growth of a cluster whose manager is asked for nodes.
 
     Its claims without a node are held where the manager makes room for them, on a new node or on one that became free.
     """
 
-    new_node_after_s: float
-    node_start_timeout_s: float
-
     @property
-    def adds_nodes(self) -> bool:
-        """True if the cluster starts nodes for claims, as far as that is known by now."""
-
-    @property
+    @abstractmethod
     def is_still_reading(self) -> bool:
         """True until it is known once which kinds of nodes may come, or that this cannot be known."""
 
-    @property
-    def may_grow(self) -> bool:
-        """True if nodes may come of kinds that `list_types` lacks."""
-
+    @abstractmethod
     def listen(self, on_change: Callable[[], None]) -> None:
-        """Call `on_change` when one of these values or `list_types` has changed, apart from the numbers of nodes."""
+        """Call `on_change` when what the cluster can start has changed, apart from the numbers of nodes."""
 
-    def list_types(self) -> Sequence[NodeType]:
-        """Return the kinds of nodes that the cluster could start. Cheap: each start calls it."""
-
-    def why_not(self, request: Request) -> str:
-        """Return why the cluster cannot be asked for a node for this request, as a clause; empty if it can."""
-
+    @abstractmethod
     async def ask(self, lease: Lease) -> None:
         """Claim the slice without a node, or find it claimed. Raises `BackendUnavailable`."""
 
+    @abstractmethod
     async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
         """Return what is known now of claims without a node, and keep them alive. Called after each reading.
 
@@ -57,9 +44,11 @@ class NewNodes(Protocol):
         is gone is lost.
         """
 
+    @abstractmethod
     def hold(self, lease: Lease) -> None:
         """Keep the claim alive while the agent of its node notes the lease. Ignores claims that had a node at once."""
 
+    @abstractmethod
     async def settle(self, lease: Lease) -> None:
         """Let the claim stay without a service, because the agent has noted the lease. Cheap if it is repeated."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from roost.placement import Request
-from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
+from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, PodGrowth
 from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.node_types import make_node_types
 from roost.scheduler.errors import BackendUnavailable
@@ -23,8 +23,7 @@ def create(settings: RoostKubernetesBackend, context: BackendContext) -> Backend
         build_cluster(settings),
         context.agents,
         linger_s=context.restart_grace_s,
-        adds_nodes=settings.autoscale,
-        node_types=make_node_types(settings.node_types) if settings.autoscale else (),
+        growth=PodGrowth(make_node_types(settings.node_types)) if settings.autoscale else Backend.growth,
     )
 
 

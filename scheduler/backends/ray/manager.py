@@ -182,8 +182,8 @@ class RayManager:
             self._calls,
             self._creating,
             given=make_node_types(settings.node_types),
-            new_node_after_s=settings.scale_after_s,
-            node_start_timeout_s=settings.node_start_timeout_s,
+            after_s=settings.scale_after_s,
+            start_timeout_s=settings.node_start_timeout_s,
         )
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from roost.launchers.daemon.tasks import join_shared, spawn, start_shared
 from roost.placement import NodeType, Request, Snapshot, get_policy
 from roost.placement.model import NODE_LABEL
 from roost.scheduler.backends.agent_per_node.membership import Membership
+from roost.scheduler.backends.agent_per_node.new_nodes import NewNodes
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable
 
@@ -53,7 +54,7 @@ class Calls(Protocol):
     async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any: ...
 
 
-class RayNewNodes:
+class RayNewNodes(NewNodes):
     """The autoscaler of a Ray cluster, and this user's groups that wait for its nodes.
 
     `given` are the operator's node types; empty: those of the autoscaler's file. `ask` calls a function of Ray in a
@@ -68,11 +69,11 @@ class RayNewNodes:
         creating: dict[str, asyncio.Task[Any]],
         *,
         given: Sequence[NodeType] = (),
-        new_node_after_s: float,
-        node_start_timeout_s: float,
+        after_s: float,
+        start_timeout_s: float,
     ) -> None:
-        self.new_node_after_s = new_node_after_s
-        self.node_start_timeout_s = node_start_timeout_s
+        self.after_s = after_s
+        self.start_timeout_s = start_timeout_s
         self.address = ""
         """The address of the cluster's GCS."""
         self._membership = membership
@@ -121,7 +122,10 @@ class RayNewNodes:
     def listen(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
 
-    def list_types(self) -> Sequence[NodeType]:
+    def list_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
+        return self._list_types()
+
+    def _list_types(self) -> Sequence[NodeType]:
         if not self.adds_nodes:
             return ()
         assert self._description is not None
@@ -157,7 +161,7 @@ class RayNewNodes:
     def _list_models(self, request: Request) -> list[str]:
         """Return the models of nodes and node types that the request accepts."""
         models = {node.model for node in self._membership.nodes.values()}
-        models |= {each.node.devices[0].model for each in self.list_types() if each.node.devices}
+        models |= {each.node.devices[0].model for each in self._list_types() if each.node.devices}
         return sorted(model for model in models if model and request.accepts_model(model))
 
     def _find_mark(self, request: Request) -> str:
@@ -380,7 +384,7 @@ class RayNewNodes:
 
     def _describe_wait(self, request: Request) -> str:
         """Return why a group waits, as a clause."""
-        types = [each for each in self.list_types() if each.name in self._find_fitting(request)]
+        types = [each for each in self._list_types() if each.name in self._find_fitting(request)]
         if not types:
             return f"Ray's autoscaler was asked for a node with {request.describe()}"
         failed = next(
@@ -402,7 +406,7 @@ class RayNewNodes:
     def _find_fitting(self, request: Request) -> tuple[str, ...]:
         """Return the names of the types of which an empty node could hold the request."""
         if request not in self._fitting:
-            nodes = [each.node for each in self.list_types()]
+            nodes = [each.node for each in self._list_types()]
             fits = (
                 node
                 for node in nodes

@@ -17,7 +17,7 @@ import pytest
 from roost.launchers.protocol.messages import AgentAddress, Launch, Lease, Owner
 from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.backends.agent_calls import Agents
-from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
+from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, PodGrowth
 from roost.scheduler.backends.base import BackendEvent, LeaseReading
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import BackendContract, FakePodCluster, contract, deadlines, open_backend, promises
@@ -140,7 +140,7 @@ class RefusedStays(Kept):
 class HasNoQueue(Kept):
     def __init__(self, cluster: Cluster, agents: Agents) -> None:
         super().__init__(cluster, agents)
-        self.adds_nodes = True
+        self.growth = PodGrowth()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         if not lease.node_id:

@@ -12,6 +12,7 @@ import pytest
 from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
+from roost.scheduler.backends.agent_per_kernel import PodGrowth
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import other_schedulers
 from roost.scheduler.core.caps import check_alone, check_beside, check_user, check_wait, with_defaults
@@ -240,7 +241,7 @@ async def test_a_request_that_no_node_could_hold_says_so_before_a_cap_that_is_us
             await w.start("b", cpus=16)
         with pytest.raises(ConfigError, match="unknown policy 'gone'"):
             await w.scheduler.explain(Request(cpus=1, policy="gone"), ada)
-        w.backend.adds_nodes = True  # the next node may hold it
+        w.backend.growth = PodGrowth()  # the next node may hold it
         with pytest.raises(LimitExceeded, match="stop one first"):
             await w.scheduler.explain(Request(cpus=16), ada)
         with pytest.raises(LimitExceeded, match="stop one first"):

@@ -23,15 +23,15 @@ SMALL, BIG = Node(id="small", cpus=1, labels={"disk": "ssd"}), Node(id="big", cp
 
 @asynccontextmanager
 async def growing(
-    folder: Path, *, limit: int = 2, after_s: float = 0.0, **backend: Any
+    folder: Path, *, limit: int = 2, after_s: float = 0.0, **growth: Any
 ) -> AsyncIterator[FakeWorld]:
     """Open a scheduler on a cluster with one small node, which can start big ones."""
     types = (NodeType(node=BIG, limit=limit),)
     pods = FakePodCluster(folder, [SMALL], adds_nodes=True, node_types=types)
     async with scheduler_on([], pods=pods) as w:
-        w.backend.new_node_after_s = after_s
-        for name, value in backend.items():
-            setattr(w.backend, name, value)
+        w.backend.growth.after_s = after_s
+        for name, value in growth.items():
+            setattr(w.backend.growth, name, value)
         yield w
         for kernel in w.scheduler.kernels():
             await w.scheduler.stop(kernel.id, 0.0)
@@ -91,7 +91,7 @@ async def test_a_request_that_fits_a_type_at_its_limit_waits_for_room(tmp_path: 
 
 
 async def test_a_request_for_which_the_cluster_cannot_be_asked_is_refused(tmp_path: Path) -> None:
-    async with growing(tmp_path, why_no_new_node=lambda request: "it cannot be asked") as w:
+    async with growing(tmp_path, why_not=lambda request: "it cannot be asked") as w:
         with pytest.raises(NoNodeEver, match=r"could hold 4 CPUs.* it cannot be asked\.$"):
             await w.start("k", cpus=4)
         w.start("first", cpus=1)
@@ -125,6 +125,6 @@ async def test_a_start_that_may_not_ask_for_a_node_takes_room_that_comes(
 async def test_the_start_of_a_node_has_a_time_of_its_own(
     tmp_path: Path, extended_s: float, waited: str
 ) -> None:
-    async with growing(tmp_path, node_start_timeout_s=extended_s) as w:
+    async with growing(tmp_path, start_timeout_s=extended_s) as w:
         with pytest.raises(NoNodeNow, match=f"^waited {waited}: no node has room yet"):
             await asyncio.wait_for(w.start("k", cpus=4, launch_timeout_s=0.2), 60)

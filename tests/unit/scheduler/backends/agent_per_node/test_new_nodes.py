@@ -11,9 +11,10 @@ import pytest
 from kit.fakes.cluster_manager import FakeManager
 from kit.fakes.scheduler import FakeAgent
 from roost.launchers.protocol.messages import Lease, Owner
-from roost.placement import Node, NodeType, Request
+from roost.placement import Node, NodeType, Request, Snapshot
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
+from roost.scheduler.backends.agent_per_node.new_nodes import NewNodes
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
@@ -23,11 +24,11 @@ LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada", pid=7), r
 WAITS = replace(LEASE, state="pending", reason="a node is being started")
 
 
-class FakeNewNodes:
+class FakeNewNodes(NewNodes):
     """A cluster that starts nodes of one type. `at` has the node of each granted claim."""
 
-    new_node_after_s = 30.0
-    node_start_timeout_s = 900.0
+    after_s = 30.0
+    start_timeout_s = 900.0
     adds_nodes = False
     is_still_reading = False
     may_grow = True
@@ -41,7 +42,7 @@ class FakeNewNodes:
     def listen(self, on_change: Callable[[], None]) -> None:
         self.on_change = on_change
 
-    def list_types(self) -> Sequence[NodeType]:
+    def list_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
         return (NodeType(node=Node(id="big", cpus=8), limit=1),)
 
     def why_not(self, request: Request) -> str:
@@ -110,14 +111,9 @@ async def growing(tmp_path: Path) -> AsyncIterator[Growing]:
 
 
 async def test_what_the_cluster_could_start_is_known_after_a_change(growing: Growing) -> None:
-    backend = growing.backend
-    assert (backend.adds_nodes, backend.may_grow) == (False, True)
-    growing.new_nodes.adds_nodes, growing.new_nodes.may_grow = True, False
+    assert growing.backend.growth is growing.new_nodes
     growing.new_nodes.on_change()
-    assert (backend.adds_nodes, backend.may_grow) == (True, False)
-    assert [each.name for each in backend.list_node_types(await backend.snapshot())] == ["big"]
-    assert backend.why_no_new_node(Request(labels={"a": "b"})) == "not by label"
-    assert (backend.new_node_after_s, backend.node_start_timeout_s) == (30.0, 900.0)
+    assert (await anext(growing.backend.events())).kind == "nodes"
 
 
 async def test_a_lease_is_held_on_the_node_that_the_manager_grants(growing: Growing) -> None:

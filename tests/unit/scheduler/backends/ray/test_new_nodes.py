@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from roost.placement import Request
+from roost.placement import Request, Snapshot
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease, Owner
 from roost.scheduler.backends.ray import autoscaler, guard, new_nodes, placement_groups
@@ -63,8 +63,8 @@ class FakeRay:
             self.ask,
             self,
             {},
-            new_node_after_s=30.0,
-            node_start_timeout_s=900.0,
+            after_s=30.0,
+            start_timeout_s=900.0,
         )
 
     async def _join(self, address: str) -> str:
@@ -129,7 +129,7 @@ def ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fake
 async def test_a_cluster_without_an_autoscaler_stands_still_and_costs_one_question(ray: FakeRay) -> None:
     ray.kind = ""
     found = await ray.read()
-    assert (found.adds_nodes, found.may_grow, found.list_types()) == (False, False, ())
+    assert (found.adds_nodes, found.may_grow, found.list_types(Snapshot.of([]))) == (False, False, ())
     assert ray.asked == [autoscaler.find_kind]
     await ray.read(again=False)
     assert ray.asked == [autoscaler.find_kind]
@@ -147,7 +147,7 @@ async def test_a_monitor_without_a_file_only_reports(ray: FakeRay) -> None:
 async def test_an_autoscaler_elsewhere_may_start_anything(ray: FakeRay) -> None:
     ray.file, ray.has_monitor = None, False
     found = await ray.read()
-    assert (found.adds_nodes, found.may_grow, found.list_types()) == (True, True, ())
+    assert (found.adds_nodes, found.may_grow, found.list_types(Snapshot.of([]))) == (True, True, ())
     await found.ask(LEASE)
     (lease,) = await found.follow([LEASE])
     assert lease.reason == "Ray's autoscaler was asked for a node with 0.5 GPU"
@@ -176,10 +176,10 @@ async def test_nothing_is_refused_for_good_before_the_autoscaler_of_a_head_that_
     assert ray.new_nodes.is_still_reading
     assert (await ray.read()).may_grow
     ray.kind, ray.has_monitor, ray.file = "second", False, None
-    assert (await ray.read()).list_types() == ()
+    assert (await ray.read()).list_types(Snapshot.of([])) == ()
     ray.has_monitor, ray.file = True, FILE
     ray.new_nodes._described_at = time.monotonic() - new_nodes._DESCRIBE_SOON_S
-    assert len((await ray.read()).list_types()) == 2
+    assert len((await ray.read()).list_types(Snapshot.of([]))) == 2
     assert changes[-1] == (True, False)
     ray.kind = ""
     ray.new_nodes.reset("h:1")
