@@ -158,7 +158,8 @@ class PodCreator:
     def _build_pod(self, lease: Lease, name: str, agent_public: str) -> JsonObject:
         pod = self._template.build_pod(lease, name, self._key_pair().label, agent_public)
         metadata = pod["metadata"]
-        metadata["namespace"] = self._template.namespace_of(lease.request, self._api.namespace)
+        # The API server refuses a template that names another one.
+        metadata.setdefault("namespace", self._template.namespace_of(lease.request, self._api.namespace))
         annotations = metadata["annotations"]
         annotations[SIGNATURE_ANNOTATION] = self.sign(metadata)
         if self.user:
