@@ -63,7 +63,7 @@ ROOMS = {
     "scheduler/backends/agent_per_node": Size(1560, 961),
     "scheduler/backends/dask": Size(1767, 1054),
     "scheduler/backends/docker": Size(2120, 1183),
-    "scheduler/backends/kubernetes": Size(3064, 1505),
+    "scheduler/backends/kubernetes": Size(3065, 1505),
     "scheduler/backends/local": Size(257, 148),
     "scheduler/backends/ray": Size(2616, 1424),
     "scheduler/backends/ssh": Size(2566, 1327),
