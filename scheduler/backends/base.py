@@ -230,20 +230,13 @@ class Backend(ABC):
         """
         return ""
 
-    def environment(self, lease: Lease) -> Mapping[str, str]:
-        """Return the variables that this backend adds to the environment of a kernel in this lease.
+    async def environment(self, lease: Lease) -> Mapping[str, str]:
+        """Return the variables that this backend adds to the environment of a kernel in this lease, which is held.
 
-        Called for each launch, after `prepare_launch`.
+        Called before each launch, so it may also prepare the launch. A restart has no `claim` before it. Raises
+        `LaunchError` if no such kernel can start, and `BackendUnavailable`.
         """
         return {}
-
-    async def prepare_launch(self, lease: Lease) -> None:
-        """Prepare the launch of a kernel in this lease, which is held, so that `environment` is complete.
-
-        Called before each launch. A restart has no `claim` before it. Raises `LaunchError` if no such kernel can start,
-        and `BackendUnavailable`.
-        """
-        return
 
     def note_caller(self) -> None:
         """Note that a client has connected, or is about to start a kernel: a person may have mended a problem.

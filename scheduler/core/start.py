@@ -168,7 +168,6 @@ class StartRunner:
                 await self._access.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
-                await self._access.backend.prepare_launch(record.lease)
                 launch = build_launch(start, record.lease.id, start.launch_timeout_s, self._claimer.journal)
                 process = self._access.backend.reported_kernel(launch)
                 if process is None:
@@ -250,9 +249,9 @@ class StartRunner:
 
         async def launch(agent: AgentClient) -> KernelProcess:
             ready = build_launch(start, lease.id, find_remaining_s(), self._claimer.journal)
-            env = {**start.env, **self._access.backend.environment(lease)}
             return await agent.launch(replace(ready, env=env))
 
+        env = {**start.env, **await self._access.backend.environment(lease)}
         return await self._access.call(lease, launch)
 
     async def _undo(

@@ -236,7 +236,7 @@ class AgentPerKernelBackend(Backend):
     async def diagnose(self) -> list[Finding]:
         return await self._cluster.diagnose()
 
-    def environment(self, lease: Lease) -> Mapping[str, str]:
+    async def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._cluster.environment(lease)
 
     def check_request(self, request: Request) -> None:

@@ -189,7 +189,7 @@ class PodCluster(ABC):
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that this manager adds to the environment of a kernel in this lease.
 
-        Called for each launch, and again if a launch is repeated. It must not block, so keep its facts in memory.
+        Called for each launch. It must not block, so keep its facts in memory.
         """
         return {}
 

@@ -212,7 +212,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             await address
             granted = replace(lease, device_ids=device_ids, state="held", reason="")
             if launch is not None:
-                launch = replace(launch, env={**launch.env, **self.environment(granted)})
+                launch = replace(launch, env={**launch.env, **await self.environment(granted)})
             reserve = Reserve(
                 lease=granted,
                 linger_s=self._restart_grace_s,
@@ -359,8 +359,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 by_cause.setdefault((cause, self._has_earlier_agent(node_id)), []).append(node_id)
         return [_describe_failure(cause, nodes, is_served) for (cause, is_served), nodes in by_cause.items()]
 
-    def environment(self, lease: Lease) -> Mapping[str, str]:
-        return self._manager.environment(lease, self.address)
+    async def environment(self, lease: Lease) -> Mapping[str, str]:
+        return await self._manager.environment(lease, self.address)
 
     async def _connect(self, node_id: str) -> RoostError | None:
         """Start the agent of a node, or connect to it. Return the error, or None."""

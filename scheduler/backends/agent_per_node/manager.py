@@ -82,8 +82,8 @@ class ClusterManager(Protocol[N]):
         and claims that no agent has noted. A feature that has no value is a label with the value `yes`.
         """
 
-    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
-        """Return the variables with which a kernel finds the cluster at `address`. Called for each launch."""
+    async def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+        """Return the variables with which a kernel finds the cluster at `address`. Called before each launch."""
 
     async def claim(
         self, lease: Lease, node: N, has_room: HasRoom, *, again: bool = False

@@ -100,7 +100,7 @@ class DaskManager:
     def build_node(self, node: DaskNode, status: Node | None) -> Node:
         return nodes.build_node(node, status, self._metrics.get(node.id))
 
-    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+    async def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         node = self.membership.nodes.get(lease.node_id)
         reported = node.agent.get("environment", {}) if node is not None else {}
         return {"DASK_SCHEDULER_ADDRESS": address, **reported}

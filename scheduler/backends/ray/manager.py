@@ -200,7 +200,7 @@ class RayManager:
     async def read_metrics(self) -> Collection[str]:
         return ()
 
-    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+    async def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {
             "RAY_ADDRESS": address,
             "RAY_NAMESPACE": lease.request.options.get("namespace") or placement_groups.NAMESPACE,

@@ -60,10 +60,8 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
             if lease.request.options.get(PROLOGUE) and lease.node_id in self._membership.nodes:
                 self.book.want(lease)
                 agent = start_shared(self._pool.address(lease.node_id))  # starts while the prologue runs
-                await self._manager.prepare_launch(lease)
-                await agent
-                # Again, if the host turned out to have started again.
-                await self._manager.prepare_launch(lease)
+                await self.environment(lease)
+                await agent  # `claim` runs the prologue again if the host turns out to have started again
             await self._reach(lease)
             return await super().claim(lease, launch)
         except HostProblem as problem:  # the next snapshot shows it as unreachable
@@ -85,9 +83,6 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
         except BackendUnavailable as problem:
             reason = self._pool.failures.get(lease.node_id, str(problem))
             raise LeaseConflict(f"{lease.node_id} is unreachable: {reason}") from None
-
-    async def prepare_launch(self, lease: Lease) -> None:
-        await self._manager.prepare_launch(lease)
 
     def check_request(self, request: Request) -> None:
         check_options(request.options)

@@ -217,15 +217,13 @@ class SshManager:
             return replace(seen, is_draining=True, drains_because=f"{UNREACHABLE}: {node.problem}")
         return seen
 
-    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
-        return self._prologues.variables(lease.node_id, lease.request.options.get(PROLOGUE, ""))
-
-    async def prepare_launch(self, lease: Lease) -> None:
+    async def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         """Run the kernel's prologue on its host, unless its result is known. Raises `LaunchError`, `HostProblem`."""
         node = self._nodes.get(lease.node_id)
         prologue = lease.request.options.get(PROLOGUE, "")
         if prologue and node is not None:
             await self._prologues.prepare(node.id, prologue, node.machine)
+        return self._prologues.variables(lease.node_id, prologue)
 
     async def claim(
         self, lease: Lease, node: SshNode, has_room: HasRoom, *, again: bool = False

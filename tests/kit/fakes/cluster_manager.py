@@ -72,7 +72,7 @@ class FakeManager:
             metrics_age_s=status.metrics_age_s,
         )
 
-    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+    async def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {"FAKE_ADDRESS": address}
 
     async def claim(

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,11 +246,11 @@ async def test_each_launch_is_prepared_and_gets_the_variables_of_its_backend(
     async with fake_world(tmp_path) as w:
         prepared: list[str] = []
 
-        async def prepare(lease: Lease) -> None:
+        async def prepare(lease: Lease) -> Mapping[str, str]:
             prepared.append(lease.state)
+            return {"PREPARED": str(len(prepared))}
 
-        monkeypatch.setattr(w.backend, "prepare_launch", prepare)
-        monkeypatch.setattr(w.backend, "environment", lambda lease: {"PREPARED": str(len(prepared))})
+        monkeypatch.setattr(w.backend, "environment", prepare)
         await w.start("k", "1")
         w.agent.end("k")
         await w.told("exited")
@@ -263,10 +264,10 @@ async def test_a_launch_that_cannot_be_prepared_ends_the_start(
 ) -> None:
     async with fake_world(tmp_path, nodes=("a", "b")) as w:
 
-        async def prepare(lease: Lease) -> None:
+        async def prepare(lease: Lease) -> Mapping[str, str]:
             raise LaunchError("its prologue fails.")
 
-        monkeypatch.setattr(w.backend, "prepare_launch", prepare)
+        monkeypatch.setattr(w.backend, "environment", prepare)
         with pytest.raises(LaunchError, match="its prologue fails"):
             await w.start("k")
         assert w.leases() == []

@@ -115,12 +115,12 @@ async def test_nothing_is_kept_if_another_kernel_has_the_device() -> None:
 @pytest.mark.parametrize(
     ("options", "namespace"), [({}, "roost"), ({"namespace": "team"}, "team"), ({"namespace": ""}, "roost")]
 )
-def test_a_kernel_joins_the_namespace_that_it_asks_for(options: dict[str, str], namespace: str) -> None:
+async def test_a_kernel_joins_the_namespace_that_it_asks_for(options: dict[str, str], namespace: str) -> None:
     SPEC.check_options(options)
     held = lease("0", 1)
     held = replace(held, request=replace(held.request, options=options))
     ray_manager = RayManager(RoostRayBackend(), SERVICE, OneNode())  # type: ignore[arg-type]
-    environment = ray_manager.environment(held, "192.0.2.1:6379")
+    environment = await ray_manager.environment(held, "192.0.2.1:6379")
     assert (environment["RAY_ADDRESS"], environment["RAY_NAMESPACE"]) == ("192.0.2.1:6379", namespace)
 
 

@@ -267,17 +267,13 @@ async def test_a_prologue_runs_once_on_each_host(make: Any, hosts: Hosts) -> Non
         Lease(id=name, kernel_id=name, owner=Owner(user="ada"), request=request, node_id=name)
         for name in ("n1", "n2", "n1")
     ]
-    assert manager.environment(leases[0], "") == {}
     for lease in leases:
-        await manager.prepare_launch(lease)
-        assert manager.environment(lease, "") == {"WHERE": lease.node_id}
-        plain = replace(lease, request=Request())
-        await manager.prepare_launch(plain)
-        assert manager.environment(plain, "") == {}
+        assert await manager.environment(lease, "") == {"WHERE": lease.node_id}
+        assert await manager.environment(replace(lease, request=Request()), "") == {}
     assert hosts.prologues == [("n1", "module load cuda"), ("n2", "module load cuda")]
     hosts.machines["n1"] = "n1 since its next start"
     await manager.start_agent("n1")
-    await manager.prepare_launch(leases[0])
+    await manager.environment(leases[0], "")
     assert hosts.prologues[2:] == [("n1", "module load cuda")]
 
 
