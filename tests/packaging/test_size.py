@@ -92,7 +92,7 @@ MEMBERS = {
     "ManagedNode": 3,
     "NewNodes": 6,
     "Places": 2,
-    "PodCluster": 17,
+    "PodCluster": 16,
     "Policy": 2,
     "Scorer": 3,
     "Session": 4,

@@ -248,10 +248,6 @@ class FakePodCluster(PodCluster):
     async def explain_end(self, lease_id: str) -> str:
         return self.end_reasons.get(lease_id, "")
 
-    async def update(self, lease: Lease) -> None:
-        if lease.id in self._pods:
-            self._pods[lease.id] = replace(self._pods[lease.id], lease=lease)
-
     async def pods(self) -> Sequence[Pod]:
         return list(self._pods.values())
 

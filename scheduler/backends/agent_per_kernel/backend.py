@@ -63,6 +63,8 @@ class _Known:
     """The manager's reason why the pod is not granted, or its agent does not listen yet."""
     is_noted: bool = False
     """True if the pod's agent has noted the lease, as far as this process knows."""
+    may_run: bool = False
+    """True for a granted pod that was found: it may have a kernel, although its agent does not answer."""
     noting: asyncio.Task[Any] | None = None
     """Set while the agent is asked to do so."""
 
@@ -191,16 +193,14 @@ class AgentPerKernelBackend(Backend):
         await self._delete(lease.id)
 
     async def transfer(self, lease: Lease, owner: Owner) -> Lease:
-        transferred = replace(lease, owner=owner)
         pod = self._pods.get(lease.id)
         if pod is not None:
-            await self._cluster.update(transferred)
             if (shown := self.book.get(lease.id)) is not None:
                 self.book.show(replace(shown, owner=owner))
             if pod.address is not None:
                 await self._wait_for_agent(pod)
                 await self._caller(lease).call(lambda agent: agent.transfer(lease.id, owner))
-        return transferred
+        return replace(lease, owner=owner)
 
     async def leases(self) -> LeaseReading:
         if not self._away:
@@ -324,14 +324,14 @@ class AgentPerKernelBackend(Backend):
         """Wait, for `_ANSWERS_S` at most, until the agents of pods that were just found have noted their leases.
 
         Their agents may have started while no scheduler ran. An agent that does not answer may have a kernel: its lease
-        counts as held.
+        counts as held. Its owner is unknown until the agent answers.
         """
         pods = [self._pods[lease_id] for lease_id in lease_ids if lease_id in self._pods]
         held = [pod for pod in pods if pod.address is not None and pod.is_granted]
         if noting := [pod.noting for pod in held if pod.noting is not None]:
             await asyncio.wait(noting, timeout=_ANSWERS_S)
         for pod in held:
-            pod.is_noted = True
+            pod.may_run = True
         for lease_id in lease_ids:
             if (lease := self.book.get(lease_id)) is not None and lease_id in self._pods:
                 self._judge(lease)
@@ -341,11 +341,12 @@ class AgentPerKernelBackend(Backend):
         lease = pod.lease
         if self.book.is_released(lease.id):  # a pod that ends still changes
             return lease
+        before = self.book.get(lease.id)
+        claimed, lease = lease, replace(lease, owner=_find_owner(lease, before))
         if lease.state == "lost":
             self._forget(lease.id)
             self.book.show(lease)
             return lease
-        before = self.book.get(lease.id)
         known = self._pods.get(lease.id)
         if known is None:
             known = self._pods[lease.id] = _Known()
@@ -355,28 +356,40 @@ class AgentPerKernelBackend(Backend):
         known.address, known.kernel = pod.address, pod.kernel
         known.is_granted, known.waits_for = lease.state == "held", lease.reason
         if pod.address is None:
-            known.is_noted = False
+            known.is_noted = known.may_run = False
         elif not known.is_noted and known.noting is None:
-            known.noting = spawn(self._reserve(lease, known), self._tasks, log)
+            known.noting = spawn(self._reserve(claimed, known), self._tasks, log)
         return self._judge(lease)
 
-    async def _reserve(self, lease: Lease, pod: _Known) -> None:
+    async def _reserve(self, claimed: Lease, pod: _Known) -> None:
         """Have the pod's agent note the lease, as soon as the agent listens. From then on the lease is held.
 
-        The pod may be gone before the first step.
+        `claimed` has the first owner. The agent's own note has the present one. The pod may be gone before the first
+        step.
         """
+        shown = claimed
 
         def is_wanted() -> bool:
-            return self._pods.get(lease.id) is pod and not pod.is_noted
+            return self._pods.get(claimed.id) is pod and not pod.is_noted
 
         async def reserve() -> bool:
-            noted = replace(self.book.get(lease.id) or lease, state="held", reason="")
-            asked = Reserve(lease=noted, is_granted=True, linger_s=self._linger_s)
+            nonlocal shown
+            shown = self.book.get(claimed.id) or claimed
+            owner = shown.owner if shown.owner.pid else claimed.owner
+            lease = replace(shown, owner=owner, state="held", reason="")
+            asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
+            caller = self._caller(lease)
             try:
-                await self._caller(lease).call(partial(AgentClient.reserve, request=asked))
+                noted = await caller.call(partial(AgentClient.reserve, request=asked))
+                if not shown.owner.pid:
+                    owner = noted.owner
+                elif noted.owner != owner:  # it changed before the agent listened
+                    await caller.call(partial(AgentClient.transfer, lease_id=lease.id, owner=owner))
             except RoostError as problem:
                 log.debug("lease=%s its agent does not answer yet: %s", lease.id, problem)
                 return False
+            shown = self.book.get(claimed.id) or shown
+            shown = shown if shown.owner.pid else replace(shown, owner=owner)
             return True
 
         try:
@@ -385,14 +398,14 @@ class AgentPerKernelBackend(Backend):
             pod.noting = None
         if is_wanted():
             pod.is_noted = True
-            self._judge(self.book.get(lease.id) or lease)
+            self._judge(shown)
 
     def _judge(self, lease: Lease) -> Lease:
         """Show the pod's lease, and return it: held once its kernel listens, or its agent has noted the lease."""
         pod = self._pods[lease.id]
         if pod.kernel is None and self._away and not pod.is_granted:
             lease = replace(lease, state="pending", reason=self._describe_away())
-        elif pod.kernel is None and not pod.is_noted:
+        elif pod.kernel is None and not pod.is_noted and not pod.may_run:
             lease = replace(lease, state="pending", reason=pod.waits_for or _STARTING)
         else:
             lease = replace(lease, state="held", reason="")
@@ -476,3 +489,13 @@ class AgentPerKernelBackend(Backend):
         # Also if the pod was gone before: its lease has counted until now.
         if (lease := self.book.get(lease_id)) is not None:
             self._redraw(lease.node_id)
+
+
+def _find_owner(lease: Lease, before: Lease | None) -> Owner:
+    """Return the owner of a pod's lease, as far as it is known without the pod's agent.
+
+    The manager keeps the first owner, and the agent alone knows a later one. `before` is the lease as it is shown.
+    """
+    if before is not None and before.owner.pid:
+        return before.owner
+    return Owner(user=lease.owner.user) if lease.state == "held" else lease.owner

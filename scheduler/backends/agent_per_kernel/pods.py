@@ -121,7 +121,7 @@ class PodCluster(ABC):
 
         Repeated with the same lease id, return the pod that exists. After `delete`, the same id means a new pod. The
         pod's first process is an agent (see `agent_command`). The manager must keep the lease with the pod, so that
-        `pods` returns it to any process.
+        `pods` returns it to any process. Its owner may change later: the agent alone keeps the present one.
         """
 
     @abstractmethod
@@ -136,10 +136,6 @@ class PodCluster(ABC):
         Processes of a kernel are in sessions of their own. Without containers, find them by a variable that
         `environment` sets.
         """
-
-    @abstractmethod
-    async def update(self, lease: Lease) -> None:
-        """Store this lease with its pod in place of the earlier lease, because its owner has changed."""
 
     @abstractmethod
     async def pods(self) -> Sequence[Pod]:

@@ -3,7 +3,7 @@
     AgentPerKernelBackend                                                      backend, settings
         │  ↑ changes
     DockerCluster ──→ ContainerCreator ──→ Engine   creates containers         cluster, creation, engine
-        │  ├──→ OwnerNotes ──────────────→ Engine   keeps changed owners       owners
+        │  ├──→ StartVolumes ────────────→ Engine   removes left secrets       start_volumes
         │  └── container_end ────────────→ Engine   asks why a container ends  container_end
         ├── PendingLeases ──→ ImagePulls → Engine   wait for their image            pending, pulls, credentials
         ├── container_spec    lease → the container that the engine makes, and its start archive

@@ -41,9 +41,9 @@ from .engine import Engine, EngineError, JsonObject
 from .images import has_image
 from .merging import OwnChanges
 from .names import CLAIM_NAME, ID_LABEL, SERVICE_LABEL
-from .owners import OwnerNotes
 from .pending import PendingLeases
 from .settings import RoostDockerBackend
+from .start_volumes import StartVolumes
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class DockerCluster(PodCluster):
     def __init__(self, settings: RoostDockerBackend, engine: Engine) -> None:
         self._settings, self._engine = settings, engine
         self._node = Node(id="docker")
-        self._owners = OwnerNotes(engine, lambda: self._key_pair)
+        self._start_volumes = StartVolumes(engine, lambda: self._key_pair)
         self._creator = ContainerCreator(engine, settings, lambda: self._key_pair, lambda: self._node)
         self._pending = PendingLeases(engine, self._create, self._report)
         self._own_changes: OwnChanges[PodChange] = OwnChanges()
@@ -126,12 +126,7 @@ class DockerCluster(PodCluster):
         await self._pending.drop(lease_id)
         for listed in await self._creator.find(lease_id):
             await self._creator.remove(listed["Id"])
-        await self._owners.remove(lease_id)
-
-    async def update(self, lease: Lease) -> None:
-        self._pending.update(lease)
-        if await self._creator.find(lease.id):
-            await self._owners.write(lease)
+        await self._start_volumes.remove(lease_id)
 
     async def pods(self) -> Sequence[Pod]:
         while True:
@@ -143,7 +138,7 @@ class DockerCluster(PodCluster):
     async def _read_pods(self) -> list[Pod]:
         creating = set(self.creating)
         ours = await self._creator.read_all(f"{SERVICE_LABEL}={self._key_pair.label}")
-        await self._owners.read({listed["Labels"][ID_LABEL] for listed in ours})
+        await self._start_volumes.remove_left({listed["Labels"][ID_LABEL] for listed in ours})
         found = [await self._read(listed) for listed in ours if not is_claim(listed)]
         creating |= set(self.creating)
         shown = self._pending.pods()
@@ -175,7 +170,6 @@ class DockerCluster(PodCluster):
         lease = read_lease(listed["Labels"])
         if lease is None:
             return None
-        lease = self._owners.apply(lease)
         if has_started(listed):
             port = self._settings.agent_port
             return build_pod(lease, listed["Labels"], find_ip(listed), self._key_pair, port)
@@ -215,13 +209,13 @@ class DockerCluster(PodCluster):
             return None
         if action == "die":
             end = await self._explain(container_id)
-            return PodChange(kind="pod", pod=build_lost(self._owners.apply(lease), end))
+            return PodChange(kind="pod", pod=build_lost(lease, end))
         if action == "start":  # by another process of this service
             try:
                 pod, _ = await self._creator.inspect(container_id)
             except LeaseConflict:  # it is gone already
                 return None
-            return PodChange(kind="pod", pod=replace(pod, lease=self._owners.apply(pod.lease)))
+            return PodChange(kind="pod", pod=pod)
         return None
 
     async def _await_end(self, container_id: str) -> bool:

@@ -80,11 +80,6 @@ class PendingLeases:
         pending.task = spawn(self._await_image(pending), self._tasks, log)
         return self._build(pending)
 
-    def update(self, lease: Lease) -> None:
-        """Note the new owner of a lease that waits. Others are ignored."""
-        if (pending := self._pending.get(lease.id)) is not None:
-            pending.lease = replace(pending.lease, owner=lease.owner)
-
     async def drop(self, lease_id: str) -> None:
         """Let a lease wait no longer. A container that is being made for it is there afterwards. May be repeated."""
         pending = self._pending.pop(lease_id, None)

@@ -14,21 +14,19 @@ from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
-from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
+from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
 from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
 from roost.scheduler.errors import BackendUnavailable
 
 from .allow_lists import is_pattern
-from .api import MERGE, Api, ApiError, JsonObject
-from .creation import PodCreator, agent_key, path_of
+from .api import Api, ApiError, JsonObject
+from .creation import PodCreator, agent_key
 from .metrics import MetricsReader, Use
 from .names import (
-    LEASE_ANNOTATION,
     LEASE_LABEL,
     RELEASED_ANNOTATION,
     SERVICE_LABEL,
-    SIGNATURE_ANNOTATION,
     digest,
 )
 from .nodes import NodeBook, PodUse, read_node, read_use
@@ -183,22 +181,6 @@ class KubernetesCluster(PodCluster):
             self._reported.discard(uid)
             raw["metadata"].setdefault("deletionTimestamp", "")
             self._count_ending(uid, raw)
-
-    async def update(self, lease: Lease) -> None:
-        raw = next((raw for _, raw in self._watched(lease.id) if not is_ending(raw)), None)
-        if raw is None:
-            return
-        stored = read_lease(raw)
-        assert stored is not None
-        text = dump_lease(replace(stored, owner=lease.owner))
-        metadata = {
-            **raw["metadata"],
-            "annotations": {**raw["metadata"]["annotations"], LEASE_ANNOTATION: text},
-        }
-        annotations = {LEASE_ANNOTATION: text, SIGNATURE_ANNOTATION: self._creator.sign(metadata)}
-        await self._api.demand(
-            "PATCH", path_of(raw), {"metadata": {"annotations": annotations}}, content_type=MERGE
-        )
 
     async def pods(self) -> Sequence[Pod]:
         found: list[Pod] = []

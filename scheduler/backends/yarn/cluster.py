@@ -163,13 +163,6 @@ class YarnCluster(PodCluster):
             self._held.pop(held.number, None)
             self._nodes.read_soon()
 
-    async def update(self, lease: Lease) -> None:
-        held = self._find(lease.id)
-        if held is None:
-            return
-        held.lease = replace(held.lease, owner=lease.owner)
-        await held.line.call(Nothing, "update", Update(number=held.number, lease=dump_lease(held.lease)))
-
     async def pods(self) -> Sequence[Pod]:
         await self._applications.find()
         for line in self._applications.lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.fakes.scheduler import FakeWorld, scheduler_on
+from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     PORT_NAMES,
@@ -26,6 +28,7 @@ from roost.placement import Device, Node, NodeType, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.core import reconcile
 from roost.scheduler.errors import BackendUnavailable, LaunchError, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import Kernel
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
@@ -216,6 +219,28 @@ async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(pod_cluster
         pod_cluster.grant_all()
         assert (await start).lease_id == before.lease.id
         assert len(await pod_cluster.pods()) == 1
+
+
+async def test_the_agent_of_a_found_pod_knows_its_owner(
+    pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pod keeps the first owner. Until the agent answers, the first owner's end must not end the kernel."""
+    monkeypatch.setattr(reconcile, "RETRY_S", 0.05)
+    monkeypatch.setattr(backend, "_ANSWERS_S", 0.05)
+    first, second = (Owner(user="ada", pid=pid, process_started_at=1.0) for pid in (1, os.getpid()))
+    second = replace(second, process_started_at=start_time(os.getpid()))
+    settings = Settings(owner_grace_s=0.05)
+    async with scheduler_on([], settings, pods=pod_cluster) as w:
+        await w.start("k", cpus=1, owner=replace(first, can_adopt=True))
+        await w.scheduler.adopt("k", second)
+    answers = pod_cluster.agents["roost:k:s/1"].hold("reserve")
+    async with scheduler_on([], settings, pods=pod_cluster) as w:
+        assert (w.kernel("k").owner.user, w.kernel("k").owner.pid) == ("ada", 0)
+        await asyncio.sleep(0.2)
+        assert w.kernel("k").state == "running"
+        answers.set()
+        await w.until(lambda: w.kernel("k").owner == second)
+        assert w.kernel("k").state == "running"
 
 
 async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(pod_cluster: FakePodCluster) -> None:

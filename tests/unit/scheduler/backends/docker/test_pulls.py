@@ -158,13 +158,11 @@ class TestPendingLeases:
     ) -> None:
         pod = pending.start(LEASE, None, IMAGE)
         assert (pod.lease.state, pod.lease.reason) == ("pending", f"the image {IMAGE} is being pulled")
-        new_owner = replace(LEASE, owner=Owner(user="bob"))
-        pending.update(new_owner)
         engine.is_here.set()
         creations.may_end.set()
         change = await asyncio.wait_for(changes.get(), STEPS_S)
         assert change.pod is not None
-        assert change.pod.lease == replace(new_owner, state="held")
+        assert change.pod.lease == replace(LEASE, state="held")
         assert pending.renew(change) == change
         assert LEASE.id not in pending
 
