@@ -81,7 +81,7 @@ MEMBERS = {
     "Backend": 25,
     "Calls": 1,
     "Clock": 1,
-    "ClusterManager": 20,
+    "ClusterManager": 19,
     "Confinement": 9,
     "DaemonCluster": 2,
     "Faults": 13,

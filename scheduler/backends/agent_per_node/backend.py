@@ -37,7 +37,7 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding, format_names
 
 from .agents import AgentPool
-from .manager import ClusterManager, StartedAgent
+from .manager import ClusterManager, StartedAgent, has_claim
 from .membership import N
 from .new_nodes import NewNodes, WaitingLeases
 from .node_table import NodeTable
@@ -277,7 +277,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                     continue
                 # A lease may be claimed after the claims were read. Without a claim, its kernel must be ended.
                 is_sure = claim is not None or node_id in incomplete or held is None
-                if is_sure or await self._manager.find(lease):
+                if is_sure or await has_claim(self._manager, lease):
                     found[lease.id] = lease
                     if held is None:  # an earlier reading may have shown only the claim
                         unanswered.add(lease.id)

@@ -108,20 +108,23 @@ class ClusterManager(Protocol[N]):
         """Return all claims of this user's services, whichever process made them.
 
         A claim is `lost` if no live daemon holds it. Called at the start, when the connection to an agent has ended,
-        and every 5 s while an agent is out of reach.
+        every 5 s while an agent is out of reach, and before a lease counts as lost because its claim is gone. Asks the
+        manager now, instead of using the last reading.
         """
 
     def unclaimed(self, leases: Sequence[Lease], node: N) -> Sequence[Lease]:
         """Return those of the `leases` on this node whose claims are gone, by the last reading of the node."""
-
-    async def find(self, lease: Lease) -> bool:
-        """True if the manager has the claim. Asks the manager now, instead of using the last reading."""
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         """Start or find the agent of that node."""
 
     async def diagnose(self) -> list[Finding]:
         """Return what `roost doctor` should say about this cluster."""
+
+
+async def has_claim(manager: ClusterManager[N], lease: Lease) -> bool:
+    """True if the manager has the claim now, or keeps no claims. Raises `BackendUnavailable`."""
+    return not manager.holds_claims or any(claim.id == lease.id for claim in await manager.claims())
 
 
 def shorten_error(error: Exception) -> str:

@@ -23,7 +23,7 @@ from roost.scheduler.errors import LeaseConflict, RoostError
 from roost.scheduler.messages import Finding, format_time
 
 from .agents import AgentPool
-from .manager import ClusterManager
+from .manager import ClusterManager, has_claim
 from .membership import N
 from .node_table import NodeTable
 
@@ -183,7 +183,7 @@ class OutageRecovery(Generic[N]):
 
     async def _look_up(self, lease: Lease, node: N | None) -> None:
         if node is not None:
-            if not await self.manager.find(lease):
+            if not await has_claim(self.manager, lease):
                 self.lose(lease.id, f"its {self.manager.claim_name} was removed")
         elif lease.id in await self._list_held(lease.node_id):
             self.expect(lease.node_id)  # its agent lives, and waits for the cluster to come back

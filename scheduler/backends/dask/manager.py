@@ -137,9 +137,6 @@ class DaskManager:
     def unclaimed(self, leases: Sequence[Lease], node: DaskNode) -> list[Lease]:
         return [lease for lease in leases if lease.id not in node.leases]
 
-    async def find(self, lease: Lease) -> bool:
-        return any(claim.id == lease.id for claim in await self.claims())
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         answer = await self.ask("roost_agent", _START_AGENT_S, machine=node_id)
         return decode_agent(answer, node_id, str(answer.get("report", "")), self._key_pair)

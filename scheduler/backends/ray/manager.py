@@ -256,9 +256,6 @@ class RayManager:
         groups = {*node.groups, None}
         return [lease for lease in leases if self._group_ids.get(lease.id) not in groups]
 
-    async def find(self, lease: Lease) -> bool:
-        return await self._ask(placement_groups.find, _name_group(lease)) is not None
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         away, node = self.membership.away, self.membership.nodes.get(node_id)
         if away or node is None:

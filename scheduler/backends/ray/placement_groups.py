@@ -161,11 +161,6 @@ def remove(name: str) -> None:
         remove_placement_group(handle)
 
 
-def find(name: str) -> Group | None:
-    handle = _handle(name)
-    return None if handle is None else _group(_table(handle))
-
-
 def read_groups() -> list[Group]:
     """Return all groups of roost, whichever process made them. Takes 0.03 ms for every group of the cluster."""
     from ray.util.placement_group import placement_group_table

@@ -242,9 +242,6 @@ class SshManager:
     def unclaimed(self, leases: Sequence[Lease], node: SshNode) -> Sequence[Lease]:
         return ()
 
-    async def find(self, lease: Lease) -> bool:
-        return True
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         node = await self._contact(node_id, begins=True)
         if node.started_agent is None:

@@ -101,9 +101,6 @@ class FakeManager:
     def unclaimed(self, leases: Sequence[Lease], node: FakeNode) -> list[Lease]:
         return [lease for lease in leases if lease.id not in self.granted]
 
-    async def find(self, lease: Lease) -> bool:
-        return lease.id in self.granted
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         self.membership.check()
         if node_id not in self.agents:
