@@ -12,7 +12,7 @@
 
 `agent` has the operations, and `main` the process. `find_or_start` finds the agent of a user and machine, or starts it.
 `on_host` answers a service that has only a login on this machine.
-`first_process` is the program of a pod or container: it forks the kernel, and then becomes the agent.
+`first_process` is the program of a pod or container: an agent from one archive.
 `on_host` answers a service that only has a login to a machine. `interpreter_probe` tests a kernelspec's Python.
 
 The rooms form a stack: `leases` and `warm`, `machine`, `limits` and `output`, `launch`, and then the files of this

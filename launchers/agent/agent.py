@@ -32,7 +32,7 @@ from roost.placement.model import Node
 from .launch.kernels import Kernels
 from .launch.launch_changes import LaunchChanges, build_node_environment
 from .launch.place import Place
-from .launch.start import EarlierFork, writing
+from .launch.start import writing
 from .leases.address_report import report_address
 from .leases.address_watch import watch_address
 from .leases.lease_rules import LeaseRules
@@ -76,7 +76,6 @@ class Agent:
         settings: AgentSettings,
         place: Place,
         keys: ServerKeys,
-        earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
         self._held: Hold | None = None
@@ -120,7 +119,6 @@ class Agent:
             on_exited=self._on_exited,
             place=place,
             book=book,
-            earlier_fork=earlier_fork,
         )
         self.left = asyncio.Event()
         self.leases = LeaseRules(

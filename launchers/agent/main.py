@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import zmq
 from roost.launchers.daemon.daemon import AlreadyRunning, announce, hold
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import PROTOCOL, PodKernel
+from roost.launchers.protocol.messages import PROTOCOL
 from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import ServerKeys
@@ -31,7 +33,6 @@ from roost.placement.model.json_codec import decode, encode
 
 from .agent import Agent
 from .launch.place import Place, find_place
-from .launch.start import EarlierFork
 
 NO_PORT_EXIT = 98
 """The exit code of an agent that found none of its ports free. It is EADDRINUSE on Linux."""
@@ -48,7 +49,6 @@ async def serve(
     settings: AgentSettings,
     place: Place,
     assignment: messages.Assignment | None = None,
-    earlier_fork: EarlierFork | None = None,
 ) -> None:
     """Run the agent of `folder` until the agent is idle, asked to leave or terminated.
 
@@ -61,13 +61,12 @@ async def serve(
         keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
         if assignment is not None:
             keys, client_keys = assignment.keys, {}
-        agent = Agent(folder, settings, place, keys, earlier_fork)
+        agent = Agent(folder, settings, place, keys)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, agent.terminate)
         try:
-            if earlier_fork is None:  # else its unfinished start would be ended
-                await agent.adopt()
+            await agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
             endpoint = listen(agent.server, folder, place.ip, settings.ports or _shuffle(place.kernel_ports))
@@ -109,23 +108,29 @@ def _shuffle(ports: range) -> Sequence[int]:
     return random.sample(ports, k=len(ports))
 
 
-def main(
-    arguments: list[str],
-    assigned: dict[str, Any] | None = None,
-    forked: dict[str, Any] | None = None,
-    output: zmq.Socket[bytes] | None = None,
-) -> int:
-    """Run the agent.
+def fill_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a pod's agent, with an IP address as `address`.
 
-    `assigned` has the fields of an `Assignment`, and `forked` those of a `PodKernel`, a kernel that runs
-    already. `output` is a subscription to that kernel's messages.
+    `$NAME` in their texts is a variable of the environment, such as this node's address.
     """
+    filled = {
+        name: os.path.expandvars(value) if isinstance(value, str) else value
+        for name, value in settings.items()
+    }
+    if address := filled["address"]:
+        try:
+            filled["address"] = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
+        except OSError as problem:
+            sys.exit(f"this node's own address {address} is unknown here: {problem}")
+    return filled
+
+
+def main(arguments: list[str], assigned: dict[str, Any] | None = None) -> int:
+    """Run the agent. `assigned` has the fields of an `Assignment`."""
     set_up_log()
     return_large_blocks()
     folder, given = Path(arguments[0]), json.loads(arguments[1])
-    if given.get("is_per_kernel") and not assigned:  # else `first_process` has done this
-        from .first_process import fill_in
-
+    if given.get("is_per_kernel"):
         given = fill_in(given)
     settings = decode(AgentSettings, given)
     place = find_place(settings)
@@ -134,9 +139,8 @@ def main(
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     assignment = decode(messages.Assignment, assigned) if assigned else None
-    earlier_fork = EarlierFork(PodKernel(**forked), output) if forked else None
     try:
-        asyncio.run(serve(folder, settings, place, assignment, earlier_fork))
+        asyncio.run(serve(folder, settings, place, assignment))
     except (AlreadyRunning, NoFreePort) as problem:
         print(problem, file=sys.stderr)
         return NO_PORT_EXIT if isinstance(problem, NoFreePort) else 1

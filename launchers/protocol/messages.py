@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from roost.placement.model import Node, Request
@@ -186,36 +186,6 @@ class Launch(Execution):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PodKernel:
-    """A kernel that the first process of a pod forked before becoming the agent. The kernel may have ended."""
-
-    launch_id: str
-    """The launch that began the kernel."""
-    pid: int
-    """The kernel's process id in the pod."""
-    started_at: float
-    """The start time of the process, as in `KernelProcess.process_started_at`."""
-    ip: str
-    """The IP address where the kernel listens."""
-    ports: Mapping[str, int]
-    """The kernel's ports, by the names of Jupyter's connection file."""
-    spawned_ms: float
-    """How long the fork took."""
-    listening_ms: float = 0.0
-    """How long it took until the kernel listened."""
-
-    def build_process(self, launch: Launch, device_ids: tuple[str, ...]) -> KernelProcess | None:
-        """Return the kernel as its agent will report it; None if another launch began it."""
-        if self.launch_id != launch.launch_id:
-            return None
-        connection = replace(launch.connection, ip=self.ip).with_ports(self.ports)
-        timing_ms = {"spawned": self.spawned_ms, "listening": self.listening_ms}
-        return launch.build_process(
-            self.pid, self.started_at, connection, timing_ms=timing_ms, device_ids=device_ids
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The first work of an agent: its keys, the lease to record, and the launch to begin."""
 
@@ -224,7 +194,7 @@ class Assignment:
     reserve: Reserve
     """The lease, granted, with the launch to begin."""
     report_to: str = ""
-    """The service's endpoint where the pod reports its kernel, or its agent's address. Empty: it reports nothing."""
+    """The service's endpoint where the agent reports its address. Empty: it reports nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,10 +61,10 @@ class Startup(NamedTuple):
     """True if it has chosen a folder for temporary files."""
 
 
-def look(agent_fd: int | None) -> Startup:
+def look(agent_fd: int) -> Startup:
     """Describe this process. Call this before anything is imported that could change the answer.
 
-    `agent_fd` is the zygote's own socket. It is None in the first process of a pod or container.
+    `agent_fd` is the zygote's own socket.
     """
     began = list(_find_began(agent_fd))
     code = list(_find_code())
@@ -105,7 +105,7 @@ def _is_harmless(line: str) -> bool:
     return any(pattern.fullmatch(line) for pattern in _HARMLESS)
 
 
-def _find_began(agent_fd: int | None) -> Iterator[str]:
+def _find_began(agent_fd: int) -> Iterator[str]:
     if len(os.listdir("/proc/self/task")) > 1:
         yield "has started a thread"
     if _is_traced():
@@ -116,8 +116,7 @@ def _find_began(agent_fd: int | None) -> Iterator[str]:
         yield "has registered a function for the end of the process"
     if _GENERATORS & sys.modules.keys() and _digest_random_state() == _ask_fresh_interpreter():
         yield "has seeded random numbers"
-    if agent_fd is not None:
-        yield from _find_inherited(agent_fd)
+    yield from _find_inherited(agent_fd)
 
 
 def _find_inherited(agent_fd: int) -> Iterator[str]:

@@ -18,7 +18,6 @@ from roost.launchers.protocol.messages import KernelProcess
 from roost.launchers.protocol.messages import Launch as Launch
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
-from roost.launchers.protocol.messages import PodKernel as PodKernel
 from roost.placement import NodeType, Request, Snapshot
 from roost.scheduler.messages import Finding as Finding
 
@@ -210,13 +209,6 @@ class Backend(ABC):
         The scheduler groups leases by this address. Raises `UnknownKernel` if the lease's node has left the cluster,
         because then no kernel can run there.
         """
-
-    def reported_kernel(self, launch: Launch) -> KernelProcess | None:
-        """Return the kernel of this launch if its pod has reported it, and its agent does not answer yet; else None.
-
-        The scheduler then does not wait for the agent.
-        """
-        return None
 
     @abstractmethod
     async def warm_up(self) -> int:

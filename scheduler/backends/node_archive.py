@@ -56,10 +56,6 @@ def advise_python(cause: str) -> str:
     return "set the option python to a Python that has ipykernel"
 
 
-_SHARED_WITH_ZYGOTES = ("shown_process.py", "startup.py")
-"""The zygote's files that `first_process` loads."""
-
-
 @functools.cache
 def pack(*, is_imported: bool = False, has_bytecode: bool = False) -> tuple[bytes, str]:
     """Return the code that a node needs, as a zip archive, and a digest of the archive.
@@ -78,7 +74,7 @@ def pack(*, is_imported: bool = False, has_bytecode: bool = False) -> tuple[byte
         files = {
             f"roost/{path.relative_to(root)}": path
             for path in (root / "__init__.py", root / "placement/__init__.py", *modules)
-            if not is_imported or path.parent.name != "zygote" or path.name in _SHARED_WITH_ZYGOTES
+            if not (is_imported and path.parent.name == "zygote")
         }
         if is_imported:
             files["__main__.py"] = root / "launchers/agent/first_process.py"

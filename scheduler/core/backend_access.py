@@ -30,8 +30,6 @@ _ANSWER_S = 5.0
 """How long one agent may take to list its kernels or their use. Callers go on without a slower agent's list."""
 IN_TIME_S = 15.0
 """How long a client's call to an agent may take. Clients give up after `CALL_DEADLINE_S` of `client.py`."""
-_JOIN_S = 10.0
-"""How long a call waits for an agent that becomes ready after its kernel."""
 
 
 class BackendAccess:
@@ -40,7 +38,6 @@ class BackendAccess:
     def __init__(self, backend: Backend, agents: Agents, drained: Path | None = None) -> None:
         self.backend = backend
         self.agents = agents
-        self._joining: dict[str, asyncio.Task[None]] = {}
         self._drained = drained
         known = take_json(drained, log, list) if drained else None
         self.draining = {name for name in known or () if isinstance(name, str)}
@@ -67,16 +64,8 @@ class BackendAccess:
             return snapshot
         return snapshot.apply([replace(node, is_draining=True) for node in draining])
 
-    def wait_for(self, lease: Lease, joining: asyncio.Task[None]) -> None:
-        """Let all other calls to this lease's agent wait until `joining` has ended."""
-        self._joining[lease.id] = joining
-        joining.add_done_callback(lambda _: self._joining.pop(lease.id, None))
-
     async def call(self, lease: Lease, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Call the lease's agent. Repeat the call if the connection is lost. Raises as `AgentCaller.call` does."""
-        joining = self._joining.get(lease.id)
-        if joining is not None and joining is not asyncio.current_task():
-            await asyncio.wait([joining], timeout=_JOIN_S)
         caller = AgentCaller(
             self.agents,
             partial(self.backend.agent, lease),

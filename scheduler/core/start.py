@@ -18,7 +18,6 @@ from roost.launchers.daemon.tasks import (
     backoff,
     cancel_all,
     join_shared,
-    spawn,
     start_shared,
     wait_until_set,
 )
@@ -46,7 +45,6 @@ from .reconcile import Reconciler
 
 log = logging.getLogger(__name__)
 
-_JOIN_AGAIN_S = (0.1, 2.0)
 _LEASE_GONE_S = (0.05, 5.0)
 """First and longest pause before a request is placed again because the agent does not know its lease."""
 _LEAVES_S = 2.0
@@ -81,14 +79,12 @@ class StartRunner:
         """The errors of failed starts, by kernel id and launch id. A repeated start gets the same error."""
         self._under_way: dict[str, KernelRecord] = {}
         self._is_closing = False
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Abandon all starts without undoing them. The next scheduler goes on when clients repeat them."""
         self._is_closing = True
         starts = [record.start for record in self._under_way.values() if record.start is not None]
         await asyncio.gather(*(start.abandon() for start in starts))
-        await cancel_all(self._tasks)
 
     def begin(self, record: KernelRecord, start: StartKernel) -> StartTask:
         record.ask(start)
@@ -168,13 +164,7 @@ class StartRunner:
                 await self._access.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
-                launch = build_launch(start, record.lease.id, start.launch_timeout_s, self._claimer.journal)
-                process = self._access.backend.reported_kernel(launch)
-                if process is None:
-                    process = await self._launch_if_node_stays(record, record.lease, start, launch_by)
-                else:
-                    joining = self._join(record, record.lease, start)
-                    self._access.wait_for(record.lease, spawn(joining, self._tasks, log))
+                process = await self._launch_if_node_stays(record, record.lease, start, launch_by)
             except LeaseGone as problem:
                 await self._claimer.give_back(record, deadline)
                 record.refuse()
@@ -184,35 +174,6 @@ class StartRunner:
             record.timing_ms["launched"] = (time.monotonic() - began) * 1e3
             return process
         raise AssertionError("pauses never end")
-
-    async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel) -> None:
-        """Wait until the agent knows a kernel that its pod has reported. Note if the kernel has ended.
-
-        An agent that does not know the kernel yet would ignore a signal. On a busy node, the wait can be long.
-        """
-
-        def is_wanted() -> bool:
-            return record.lease_id == lease.id and record.launch_id == start.launch_id
-
-        for pause_s in backoff(*_JOIN_AGAIN_S):
-            try:
-                process = await self._launch(lease, start, time.monotonic() + start.launch_timeout_s)
-                break
-            except BackendUnavailable as problem:
-                log.info("kernel=%s its agent does not answer: %s", record.kernel_id, problem)
-                await asyncio.sleep(pause_s)
-                if not is_wanted():
-                    return
-            except LeaseGone:  # its pod ends
-                return
-            except RoostError as problem:
-                if record.process is None or record.process.launch_id != start.launch_id:
-                    return
-                code = problem.fields.get("exit_code")
-                process = replace(record.process, is_running=False, reason=str(problem), exit_code=code)
-                break
-        if is_wanted() and record.start is None:
-            self._table.update(record, process)
 
     async def _launch_if_node_stays(
         self, record: KernelRecord, lease: Lease, start: StartKernel, deadline: float

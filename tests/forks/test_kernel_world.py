@@ -49,7 +49,7 @@ PROGRAMS = {
 """The parts that every kernel has alike, each with a program that prints the part."""
 TESTED = {
     "tests/machine/test_assigned_agent.py": {
-        "`fork` is false": "test_the_first_process_leaves_other_kernels_to_the_agent",
+        "`fork` is false": "test_a_kernel_in_a_container_is_executed_without_files_of_its_agent_or_of_the_container",
     },
     "tests/unit/launchers/agent/warm/test_kernel_command.py": {
         "program": "test_a_program_that_starts_an_interpreter_is_none",

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from kit.machine.container_agent import LEASE, a_launch, assigned_agent, evaluate, start_archive
-from kit.machine.daemons import wait_gone
 from kit.machine.descriptors import list_inheritable, private_files
-from kit.machine.tiny_kernel import TINY_ARGV
 from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.agent_settings import AgentSettings
@@ -41,59 +35,20 @@ async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) 
         assert "status" not in [event.kind for event in agent.events], "it does not speak for its node"
 
 
-async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(runtime_dir: Path) -> None:
-    launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
-    async with assigned_agent(runtime_dir, launch, before=b"HDTS" * 100, after=b"x" * 60_000) as agent:
-        process = await agent.client.launch(launch)
-        assert process.how == "forked"
-        assert psutil.Process(process.pid).cmdline()[1:3] == ["-m", "ipykernel_launcher"]
-        assert os.getsid(process.pid) == process.pid
-        found = await evaluate(
-            process.connection, "__name__, sorted(sys.modules), sys.path, dict(os.environ)"
-        )
-        name, modules, paths, environment = found
-        assert name == "__main__"
-        assert not [module for module in modules if module.startswith("roost")]
-        assert not [path for path in paths if str(runtime_dir) in path]
-        assert environment["ROOST_RUNTIME_DIR"] == launch.env["ROOST_RUNTIME_DIR"]
-        collector = "(gc := __import__('gc')).get_threshold()[0], gc.collect(), gc.get_threshold()"
-        at_start, _, afterwards = await evaluate(process.connection, collector)
-        assert at_start > afterwards[0]
-        assert afterwards == gc.get_threshold()
-    assert wait_gone(process.pid, 0)
-
-
-@pytest.mark.parametrize("may_fork", [True, False])
-async def test_a_kernel_in_a_container_has_no_files_of_its_agent_or_of_the_container(
-    runtime_dir: Path, may_fork: bool
+async def test_a_kernel_in_a_container_is_executed_without_files_of_its_agent_or_of_the_container(
+    runtime_dir: Path,
 ) -> None:
     launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
-    launch = replace(launch, may_fork=may_fork)
     with socket.socket() as leaked:
         async with assigned_agent(runtime_dir, launch, pass_fds=[leaked.fileno()]) as agent:
             process = await agent.client.launch(launch)
             await evaluate(process.connection, "1")
-            assert process.how == ("forked" if may_fork else "exec")
-            for pid in (process.pid, agent.process.pid):
-                assert sorted(list_inheritable(pid)) == [0, 1, 2]
+            assert process.how == "exec"
+            assert "has no warm process" in process.why_not_forked
+            assert sorted(list_inheritable(process.pid)) == [0, 1, 2]
             files = [private_files(each) for each in (process.pid, agent.process.pid, os.getpid())]
-            assert files[0] & files[1] == files[0] & files[2] == files[1] & files[2] == set()
-            assert os.readlink(f"/proc/self/fd/{leaked.fileno()}") in files[2]
-
-
-@pytest.mark.parametrize(
-    "changes", [{"may_fork": False}, {"env": {"PYTHONHASHSEED": "7"}}, {"argv": TINY_ARGV}]
-)
-async def test_the_first_process_leaves_other_kernels_to_the_agent(
-    runtime_dir: Path, changes: dict[str, Any]
-) -> None:
-    launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
-    launch = replace(launch, **{**changes, "env": {**launch.env, **changes.get("env", {})}})
-    async with assigned_agent(runtime_dir, launch) as agent:
-        process = await agent.client.launch(launch)
-        assert process.how == "exec"
-        reason = "sets `fork` to false" if "may_fork" in changes else "forks only its first kernel"
-        assert reason in process.why_not_forked
+            assert files[0] & files[1] == files[0] & files[2] == set()
+            assert os.readlink(f"/proc/self/fd/{leaked.fileno()}") in files[1] & files[2]
 
 
 async def test_a_failed_assignment_answers_whoever_asks_for_it(runtime_dir: Path) -> None:

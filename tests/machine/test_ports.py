@@ -18,7 +18,6 @@ from kit.machine.daemons import agent_folder
 from kit.machine.other_user import claimed_by_another_user
 from kit.machine.real_agent import agent_session, end_agent
 from kit.machine.tiny_kernel import TINY_ARGV
-from roost.launchers.agent import first_process
 from roost.launchers.agent.machine import ports
 from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.protocol.agent_settings import AgentSettings
@@ -137,16 +136,6 @@ def test_a_socket_in_a_folder_has_no_part_in_a_range(tmp_path: Path) -> None:
     wish = Connection(transport="ipc", ip=str(tmp_path / "k"))
     with ports.claim(wish, range(9_500, 9_510)) as chosen:
         assert numbers(chosen) == {1, 2, 3, 4, 5}
-
-
-def test_the_first_process_of_a_container_keeps_to_a_range() -> None:
-    wish = {"ip": "127.0.0.1", **dict.fromkeys(PORT_NAMES, 0)}
-    chosen = first_process.choose_ports({**wish}, (9_500, 9_504))
-    assert chosen is not None
-    assert {chosen[name] for name in PORT_NAMES} == {*range(9_500, 9_505)}
-    assert first_process.choose_ports({**chosen}, (9_600, 9_604)) == chosen, "a restart keeps its ports"
-    with socket.create_server(("127.0.0.1", 9_502)):
-        assert first_process.choose_ports({**wish}, (9_500, 9_504)) is None
 
 
 async def test_an_agent_and_its_kernels_keep_to_a_range(runtime_dir: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import Launch, Owner, PodKernel
+from roost.launchers.protocol.messages import Launch, Owner
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, NodeType, Snapshot
 from roost.scheduler.backends.agent_calls import Agents
@@ -187,14 +187,6 @@ class FakePodCluster(PodCluster):
         pod = self._pods[lease_id]
         agent = self.agents[lease_id] = self.make_agent(lease_id, pod.lease.node_id)
         return self._put(Pod(lease=replace(pod.lease, state="held", reason=""), address=agent.address))
-
-    def report_kernel(self, lease_id: str, kernel: PodKernel) -> FakeAgent:
-        """Report a pending pod's kernel, and return the agent. It answers once its event `held["reserve"]` is set."""
-        pod = self._pods[lease_id]
-        agent = self.agents[lease_id] = self.make_agent(lease_id, pod.lease.node_id)
-        agent.hold("reserve")
-        self._put(replace(pod, address=agent.address, kernel=kernel))
-        return agent
 
     def make_agent(self, lease_id: str, node_id: str) -> FakeAgent:
         """Return the agent of a new pod."""

@@ -6,7 +6,6 @@
              │  ^         │
              ├──│──> LaunchChanges: limits, addresses, environment and devices            launch_changes
              │  │         ├──> a fork from a zygote (`warm`), with sockets that listen
-             │  │         ├──> or the fork that a pod's first process has made
              │  │         └──> or exec of the kernelspec's argv, with claimed ports
              │  ├── the file with the kernel's ports and keys                             connection_file
              │  └── Reaper: exit codes, and what kernels leave behind                     child_reaper

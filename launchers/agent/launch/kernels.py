@@ -37,7 +37,7 @@ from roost.placement.model.json_codec import WireError, decode, encode
 from .child_reaper import Reaper
 from .connection_file import remove_folder
 from .place import Place
-from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter
+from .start import DIES_S, LOG_TAIL_BYTES, Starter
 
 log = logging.getLogger(__name__)
 
@@ -94,15 +94,12 @@ class Kernels:
         on_exited: Callable[[KernelProcess], None],
         place: Place,
         book: MachineBook | None = None,
-        earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
         self._room = room
         self._limits = limits
         self._zygotes = zygotes
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
-        self._earlier_fork = earlier_fork
-        self._output = earlier_fork.output if earlier_fork else None
         self._prepare = prepare
         self._on_launched = on_launched
         self._on_exited = on_exited
@@ -116,7 +113,6 @@ class Kernels:
             place,
             limits,
             book,
-            earlier_fork,
         )
         folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -296,8 +292,6 @@ class Kernels:
             await kernel.journal.close()
             if kernel.watch is not None:
                 kernel.watch.close()
-        if self._output is not None:
-            self._output.close()
         if self._context is not None:
             self._context.term()
         self._reaper.close()
@@ -410,10 +404,6 @@ class Kernels:
     def _follow(self, kernel: _TrackedKernel, process: KernelProcess, *, is_adopted: bool = False) -> None:
         if process.connection is None:
             return
-        output = self._take_output(process.pid)
-        if output is not None:
-            kernel.journal.follow(output)
-            return
         output = subscribe_to(process.connection, self._sockets())
         question: StateQuestion | None = None
         if is_adopted:
@@ -428,17 +418,6 @@ class Kernels:
             self._context = zmq.Context()
             self._context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
         return self._context
-
-    def _take_output(self, pid: int) -> zmq.Socket[bytes] | None:
-        """Return the subscription that was made to this kernel before the agent started.
-
-        Return None if there is none, or if it was returned before.
-        """
-        earlier, output = self._earlier_fork, self._output
-        if output is None or earlier is None or earlier.kernel.pid != pid:
-            return None
-        self._output = None
-        return output
 
 
 async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s: float = DIES_S) -> None:

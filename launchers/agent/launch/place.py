@@ -51,7 +51,7 @@ class InPod:
 
     ends_kernels = True
     speaks_for_node = False
-    why_never_forked = "a pod or container forks only its first kernel, and only for its own Python"
+    why_never_forked = "a pod or container has no warm process"
     keeps_context = True  # kernels get this process's context, not their application's
     exit_after_release_s = _AFTER_ANSWER_S
 

@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from roost.launchers.agent.limits.cgroups import enter
 from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine import ports
@@ -48,7 +46,6 @@ from roost.launchers.protocol.messages import (
     Connection,
     KernelProcess,
     Launch,
-    PodKernel,
 )
 from roost.launchers.protocol.process_context import (
     ProcessContext,
@@ -92,11 +89,11 @@ class _Child:
     started_at: float = 0.0
     code: asyncio.Future[int] | None = None
 
-    def record(self, pid: int, *, is_ours: bool = False, started_at: float = 0.0) -> asyncio.Future[int]:
+    def record(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
         """Record the process in memory and in `starting.json`, and return a future of its exit code."""
         self.pid = pid
         self.code = self.reaper.exit_code(pid, is_ours=is_ours)
-        self.started_at = started_at or start_time(pid)
+        self.started_at = start_time(pid)
         noted = {"pid": pid, "started_at": self.started_at}
         with writing(self.folder):
             write_private_json(self.folder / "starting.json", noted)
@@ -114,17 +111,6 @@ class _Child:
         return self.code.result() if self.code is not None and self.code.done() else None
 
 
-@dataclass(frozen=True, slots=True)
-class EarlierFork:
-    """A kernel that was forked before this agent started, and a subscription to all that it has published.
-
-    `output` is None if the kernel has not listened yet.
-    """
-
-    kernel: PodKernel
-    output: zmq.Socket[bytes] | None
-
-
 @dataclass(slots=True)
 class Starter:
     """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start."""
@@ -135,7 +121,6 @@ class Starter:
     place: Place
     limits: Limits
     book: MachineBook | None = None
-    earlier_fork: EarlierFork | None = None
 
     async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
         """Start a kernel. Its log, connection file and record are in `folder`; `device_ids` go into the record.
@@ -209,9 +194,6 @@ class Starter:
 
     async def _fork(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         """Fork the kernel and return its connection and times. Raises `NotForked` if it must be executed."""
-        earlier = self.earlier_fork
-        if earlier is not None and earlier.kernel.launch_id == request.launch_id:
-            return await self._take_over(earlier, child, request)
         if not request.may_fork:
             raise NotForked("its kernelspec sets `fork` to false")
         if self.place.why_never_forked:
@@ -242,20 +224,6 @@ class Starter:
                 on_pid=begin,
             )
         return connection, forked.timing_ms
-
-    async def _take_over(
-        self, earlier: EarlierFork, child: _Child, request: Launch
-    ) -> tuple[Connection, dict[str, float]]:
-        """Wait for the kernel that was forked before this agent started. It may have listened and ended already."""
-        kernel = earlier.kernel
-        started = time.perf_counter() - kernel.spawned_ms / 1e3
-        code = child.record(kernel.pid, started_at=kernel.started_at)  # its end may be known already
-        self.reaper.reap()  # it may have ended before the reaper saw signals
-        connection = request.connection.with_ports(kernel.ports)
-        if earlier.output is None:
-            await _wait_until_listening(code, connection, find_file(child.folder, request.kernel_id))
-        timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
-        return connection, timing_ms
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         """Execute the kernel and return its connection and times.

@@ -5,6 +5,5 @@
                                          │
     client <── service <── Agent <── Kernels (`launch`): a page of the journal
 
-The journal ends with the agent. The first process of a pod subscribes before the agent does, so that no early message
-is lost.
+The journal ends with the agent.
 """

@@ -1,4 +1,4 @@
-"""Sockets to a kernel's channels. A pod's first process imports this module before the agent's own."""
+"""Sockets to a kernel's channels."""
 
 from __future__ import annotations
 

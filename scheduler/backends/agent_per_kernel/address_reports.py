@@ -1,6 +1,6 @@
-"""`AddressReports`: the port where new pods report that their kernels or agents listen.
+"""`AddressReports`: the port where the agents of new pods report that they listen.
 
-A cluster manager may report the address of a pod long after its kernel listens. A report only saves this
+A cluster manager may report the address of a pod long after its agent listens. A report only saves this
 time. The service connects to the reported address with the agent's key, so a false address does no harm: only
 that connection fails.
 """
@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 import zmq
 
-from roost.launchers.protocol.messages import PORT_NAMES, AgentAddress, PodKernel
+from roost.launchers.protocol.messages import AgentAddress
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import CALLER, Operation, RpcServer
 from roost.scheduler.backends.key_pair import KeyPair
@@ -33,7 +33,7 @@ class AddressReports:
         self._server: RpcServer | None = None
         self._expected: dict[str, tuple[str, Collection[int]]] = {}
         """By public key: the lease id, and the ports where the agent may listen."""
-        self._reported: dict[str, tuple[AgentAddress, PodKernel | None]] = {}
+        self._reported: dict[str, AgentAddress] = {}
         self.endpoint = ""
 
     async def open(self, key_pair: KeyPair, ip: str, port: int) -> None:
@@ -64,15 +64,12 @@ class AddressReports:
         self._expected.pop(agent_public, None)
         self._reported.pop(agent_public, None)
 
-    def read(self, agent_public: str) -> tuple[AgentAddress | None, PodKernel | None]:
-        """Return the address and the kernel that this agent's pod has reported; None for each missing one."""
-        return self._reported.get(agent_public, (None, None))
+    def read(self, agent_public: str) -> AgentAddress | None:
+        """Return the address that this agent has reported; None without a report."""
+        return self._reported.get(agent_public)
 
-    def _listens(self, ip: str, port: int, kernel: PodKernel | None = None) -> None:
-        """Record that the calling agent listens at this address.
-
-        If `kernel` is given, that kernel listens already, and its agent will soon listen.
-        """
+    def _listens(self, ip: str, port: int) -> None:
+        """Record that the calling agent listens at this address."""
         agent_public = CALLER.get()
         if agent_public not in self._expected:  # it has connected while it was
             raise RemoteError("not_expected", "no report of this agent is expected")
@@ -83,10 +80,8 @@ class AddressReports:
             raise RemoteError("bad_request", f"{ip!r:.60} is no IP address") from None
         if port not in ports:
             raise RemoteError("bad_request", f"{port} is not a port of this agent")
-        if kernel is not None and (kernel.ip != ip or set(kernel.ports) != set(PORT_NAMES)):
-            raise RemoteError("bad_request", "this is no kernel of this pod")
         assert self._key_pair is not None
         host = f"[{address}]" if address.version == 6 else str(address)
         keys = self._key_pair.keys_for(agent_public)
-        self._reported[agent_public] = AgentAddress(endpoint=f"tcp://{host}:{port}", keys=keys), kernel
+        self._reported[agent_public] = AgentAddress(endpoint=f"tcp://{host}:{port}", keys=keys)
         self._on_report(lease_id)

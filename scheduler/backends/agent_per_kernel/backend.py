@@ -19,11 +19,9 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     AgentAddress,
     AgentEvent,
-    KernelProcess,
     Launch,
     Lease,
     Owner,
-    PodKernel,
     Reserve,
 )
 from roost.placement import Node, NodeType, Request, Snapshot
@@ -57,7 +55,6 @@ class _Known:
     """What is known of a pod besides its lease."""
 
     address: AgentAddress | None = None
-    kernel: PodKernel | None = None
     is_granted: bool = False
     waits_for: str = ""
     """The manager's reason why the pod is not granted, or its agent does not listen yet."""
@@ -198,7 +195,6 @@ class AgentPerKernelBackend(Backend):
             if (shown := self.book.get(lease.id)) is not None:
                 self.book.show(replace(shown, owner=owner))
             if pod.address is not None:
-                await self._wait_for_agent(pod)
                 await self._caller(lease).call(lambda agent: agent.transfer(lease.id, owner))
         return replace(lease, owner=owner)
 
@@ -216,14 +212,7 @@ class AgentPerKernelBackend(Backend):
             raise BackendUnavailable(
                 f"kernel {lease.kernel_id} has no agent yet: {pod.waits_for or _STARTING}"
             )
-        await self._wait_for_agent(pod)
         return pod.address
-
-    def reported_kernel(self, launch: Launch) -> KernelProcess | None:
-        pod, lease = self._pods.get(launch.lease_id), self.book.get(launch.lease_id)
-        if pod is None or pod.kernel is None or pod.is_noted or lease is None:
-            return None
-        return pod.kernel.build_process(launch, lease.device_ids)
 
     async def explain_loss(self, lease: Lease) -> str:
         return await self._cluster.explain_end(lease.id)
@@ -353,7 +342,7 @@ class AgentPerKernelBackend(Backend):
             self._redraw(lease.node_id)
         elif before is not None and before.node_id != lease.node_id:
             self._redraw(lease.node_id, before.node_id)
-        known.address, known.kernel = pod.address, pod.kernel
+        known.address = pod.address
         known.is_granted, known.waits_for = lease.state == "held", lease.reason
         if pod.address is None:
             known.is_noted = known.may_run = False
@@ -401,11 +390,12 @@ class AgentPerKernelBackend(Backend):
             self._judge(shown)
 
     def _judge(self, lease: Lease) -> Lease:
-        """Show the pod's lease, and return it: held once its kernel listens, or its agent has noted the lease."""
+        """Show the pod's lease, and return it: held once its agent has noted it, or if it may have a kernel."""
         pod = self._pods[lease.id]
-        if pod.kernel is None and self._away and not pod.is_granted:
+        is_pending = not (pod.is_noted or pod.may_run)
+        if is_pending and self._away and not pod.is_granted:
             lease = replace(lease, state="pending", reason=self._describe_away())
-        elif pod.kernel is None and not pod.is_noted and not pod.may_run:
+        elif is_pending:
             lease = replace(lease, state="pending", reason=pod.waits_for or _STARTING)
         else:
             lease = replace(lease, state="held", reason="")
@@ -430,11 +420,6 @@ class AgentPerKernelBackend(Backend):
         self._events.put(BackendEvent(kind="nodes"))
 
     # The agents
-
-    async def _wait_for_agent(self, pod: _Known) -> None:
-        """If the pod has reported its kernel, wait for a short time until its agent answers too."""
-        if pod.kernel is not None and pod.noting is not None:
-            await asyncio.wait([pod.noting], timeout=_AGENT_S)
 
     def _caller(self, lease: Lease) -> AgentCaller:
         async def resolve() -> AgentAddress:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from roost.launchers.daemon.json_text import parse_json
-from roost.launchers.protocol.messages import AgentAddress, Launch, Lease, PodKernel
+from roost.launchers.protocol.messages import AgentAddress, Launch, Lease
 from roost.placement.model import Node, Request
 from roost.placement.model.json_codec import decode, encode
 from roost.scheduler.backends.base import Finding
@@ -33,8 +33,6 @@ class Pod:
     In a pending lease it may be known already. roost then tries to reach the agent, and the lease is held as soon as
     the agent answers.
     """
-    kernel: PodKernel | None = None
-    """The kernel that the pod has reported, because it listens. Its agent will answer soon at `address`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

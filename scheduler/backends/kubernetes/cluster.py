@@ -342,8 +342,7 @@ class KubernetesCluster(PodCluster):
             return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
         if pod is None or pod.lease.state == "lost":
             return pod
-        address, kernel = self._reports.read(agent_key(raw))
-        return replace(pod, address=pod.address or address, kernel=kernel)
+        return replace(pod, address=pod.address or self._reports.read(agent_key(raw)))
 
     async def _read_events(self, uid: str) -> None:
         """Read the events of a waiting pod, and report the reason that they give."""

@@ -10,7 +10,6 @@ import pytest
 
 from kit.clusters.kubelets import Kubelets
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
-from roost.launchers.protocol.messages import PodKernel
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
 from roost.scheduler.backends.kubernetes import pod_state
@@ -33,8 +32,8 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ips: list[str] = []
     on_report = AddressReports._listens
 
-    def listens(self: AddressReports, ip: str, port: int, kernel: PodKernel | None = None) -> None:
-        on_report(self, ip, port, kernel)
+    def listens(self: AddressReports, ip: str, port: int) -> None:
+        on_report(self, ip, port)
         ips.append(ip)
 
     monkeypatch.setattr(AddressReports, "_listens", listens)

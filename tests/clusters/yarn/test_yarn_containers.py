@@ -111,15 +111,15 @@ async def test_a_container_ends_with_all_that_its_kernel_started(
         await master.until(lambda: not live(pids), "the processes end with their container")
 
 
-async def test_kernels_of_a_node_fork_and_share_its_gpus_out(master: YarnMaster, runtime_dir: Path) -> None:
+async def test_kernels_of_a_node_share_its_gpus_out(master: YarnMaster, runtime_dir: Path) -> None:
     launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
     async with (
         container(master, "nm3", launch) as (_, plain),
         container(master, "nm3", launch, gpus=2) as (_, one),
         container(master, "nm3", launch, gpus=2) as (_, two),
     ):
-        forked = await plain.launch(launch)
-        assert (forked.how, forked.device_ids) == ("forked", ())
+        without = await plain.launch(launch)
+        assert (without.how, without.device_ids) == ("exec", ())
         devices = [(await client.launch(launch)).device_ids for client in (one, two)]
         assert sorted(sum(devices, ())) == ["0", "1", "2", "3"]
         shown = psutil.Process((await one.holdings()).kernels[0].pid).environ()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch, PodKernel
+from roost.launchers.protocol.messages import Launch
 from roost.placement.model.json_codec import WireError, decode, encode_message
 
 LAUNCH: dict[str, Any] = {
@@ -34,15 +33,3 @@ def test_an_earlier_agent_can_read_a_launch() -> None:
     for name in ("kernel_id", "launch_id", "argv", "env", "cwd", "connection", "lease_id"):
         with pytest.raises(WireError, match=f"lacks the field '{name}'"):
             decode(Launch, {key: value for key, value in LAUNCH.items() if key != name})
-
-
-def test_a_kernel_that_its_pod_has_reported_belongs_to_one_launch() -> None:
-    launch = decode(Launch, LAUNCH)
-    ports = {name: 1_000 + number for number, name in enumerate(PORT_NAMES)}
-    kernel = PodKernel(launch_id="1", pid=7, started_at=2.0, ip="10.0.0.7", ports=ports, spawned_ms=3.0)
-    process = kernel.build_process(launch, ("0",))
-    assert process is not None
-    assert (process.kernel_id, process.lease_id, process.how) == ("k", "roost:k:s/1", "forked")
-    assert process.connection == Connection(key="secret", ip="10.0.0.7", **ports)  # type: ignore[arg-type]
-    assert (process.pid, process.process_started_at, process.device_ids) == (7, 2.0, ("0",))
-    assert kernel.build_process(replace(launch, launch_id="2"), ()) is None

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
 from kit.machine.container_agent import LEASE, a_launch
 from kit.machine.real_agent import as_it_is, no_limits
@@ -25,7 +24,6 @@ from roost.launchers.agent.launch import kernels
 from roost.launchers.agent.launch.child_reaper import Reaper
 from roost.launchers.agent.launch.kernels import Kernels, Prepare
 from roost.launchers.agent.launch.place import OnNode
-from roost.launchers.agent.launch.start import EarlierFork
 from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.agent.warm.fork_report import read_report
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
@@ -33,13 +31,11 @@ from roost.launchers.daemon.open_files import raise_limit
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import (
-    PORT_NAMES,
     Connection,
     KernelProcess,
     Launch,
     Lease,
     Owner,
-    PodKernel,
 )
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model import Request
@@ -298,50 +294,6 @@ async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> 
         child.wait()
         report.close()
         report_in.close()
-
-
-@pytest.mark.parametrize("is_known", [False, True])
-@pytest.mark.parametrize("has_listened", [False, True])
-async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
-    runtime_dir: Path, is_known: bool, has_listened: bool
-) -> None:
-    child = subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
-    child.returncode = 0
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it ends at once
-    launch = a_launch()
-    ports = dict.fromkeys(PORT_NAMES, 1)
-    kernel = PodKernel(
-        launch_id=launch.launch_id, pid=child.pid, started_at=0, ip="127.0.0.1", ports=ports, spawned_ms=0
-    )
-    context, ended = zmq.Context(), asyncio.Queue[KernelProcess]()
-    held = Kernels(
-        runtime_dir / "kernels",
-        ZygotePool(),
-        DiskRoom(runtime_dir, list),
-        no_limits(),
-        place=OnNode(AgentSettings()),
-        prepare=as_it_is,
-        on_launched=print,
-        on_exited=ended.put_nowait,
-        earlier_fork=EarlierFork(kernel, context.socket(zmq.SUB) if has_listened else None),
-    )
-    try:
-        held._reaper._remembered_s = 60.0
-        if is_known:
-            held._reaper.reap()
-        if has_listened:
-            assert (await asyncio.wait_for(held.launch(launch, LEASE), allow_s(60))).pid == child.pid
-            end = await asyncio.wait_for(ended.get(), allow_s(60))
-            assert (end.exit_code, end.reason) == (7, "the kernel exited with code 7")
-            assert await held.launch(launch, LEASE) == end, (
-                "the service asks a second time, and has seen no event"
-            )
-        else:
-            with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
-                await asyncio.wait_for(held.launch(launch, LEASE), allow_s(60))
-    finally:
-        await held.close()
-        context.destroy(linger=0)
 
 
 @pytest.mark.parametrize("tries", [1, 2, 3])

@@ -14,26 +14,21 @@ import pytest
 
 from kit.fakes.scheduler import FakeWorld, scheduler_on
 from roost.launchers.daemon.process import start_time
-from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
-    PORT_NAMES,
-    AgentAddress,
     AgentEvent,
     Launch,
     Lease,
     Owner,
-    PodKernel,
 )
 from roost.placement import Device, Node, NodeType, Request
-from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import reconcile
-from roost.scheduler.errors import BackendUnavailable, LaunchError, NoNodeEver, NoNodeNow
+from roost.scheduler.errors import LaunchError, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import Kernel
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
-from roost.testing.deadlines import allow_s, until
+from roost.testing.deadlines import until
 
 PULLING = "its image is being pulled"
 SOON = Settings(claim_grace_s=0.1)
@@ -69,76 +64,6 @@ class TestContract(BackendContract):
         return partial(open_backend, partial(pod_backend, pod_cluster))
 
     test_a_kernel_ends_with_its_lease = None  # type: ignore[assignment]  # a fake agent starts no kernels
-
-
-PORTS = {name: 50_001 + number for number, name in enumerate(PORT_NAMES)}
-REPORTED = PodKernel(launch_id="1", pid=4711, started_at=1.0, ip="10.0.0.7", ports=PORTS, spawned_ms=1.0)
-
-
-async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(pod_cluster: FakePodCluster) -> None:
-    async with pulling(pod_cluster) as (w, start):
-        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
-        kernel = await start
-        assert (kernel.state, kernel.how) == ("running", "forked")
-        assert kernel.connection is not None
-        assert (kernel.connection.ip, kernel.connection.shell_port) == ("10.0.0.7", PORTS["shell_port"])
-        assert not agent.launched
-        signalled = asyncio.create_task(w.scheduler.signal("k", 2))
-        await asyncio.sleep(0.1)
-        assert not signalled.done(), "it waits for the agent"
-        launching = agent.hold("launch")
-        agent.held["reserve"].set()
-        await agent.called("launch")
-        await asyncio.sleep(0.1)
-        assert not agent.signals, "the agent does not know the kernel yet"
-        launching.set()
-        await asyncio.wait_for(signalled, allow_s(60))
-        assert agent.signals == [("k", 2)]
-        assert w.kernel("k").state == "running"
-        assert [event.kind for event in w.events].count("running") == 1
-        agent.end("k")
-        await w.until(lambda: w.kernel("k").state == "exited")
-
-
-async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(pod_cluster: FakePodCluster) -> None:
-    async with pulling(pod_cluster) as (w, start):
-        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
-        await start
-        adopting = asyncio.create_task(w.scheduler.adopt("k", Owner(user="ada", application="another")))
-        await asyncio.sleep(0.1)
-        agent.held["reserve"].set()
-        assert (await asyncio.wait_for(adopting, allow_s(60))).owner.application == "another"
-
-
-async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(pod_cluster: FakePodCluster) -> None:
-    async with pulling(pod_cluster) as (w, start):
-        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
-        assert (await start).state == "running"
-        agent.fail("launch", "kernel_died")
-        agent.held["reserve"].set()
-        await w.until(lambda: w.kernel("k").state == "exited")
-        assert w.kernel("k").reason == "launch fails: kernel_died"
-
-
-async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
-    pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a busy node, the pod's process may need long to become an agent. It answers no call until then."""
-    unanswered, connect = iter(range(20)), Agents.client
-
-    async def client(self: Agents, address: AgentAddress) -> AgentClient:
-        if next(unanswered, None) is not None:
-            raise BackendUnavailable("the agent does not answer")
-        return await connect(self, address)
-
-    monkeypatch.setattr(Agents, "client", client)
-    monkeypatch.setattr(backend, "_AGENT_S", 0.01)
-    async with pulling(pod_cluster) as (w, start):
-        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
-        agent.fail("launch", "kernel_died")
-        assert (await start).state == "running"
-        agent.held["reserve"].set()
-        await w.until(lambda: w.kernel("k").state == "exited")
 
 
 async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(
