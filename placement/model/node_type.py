@@ -13,7 +13,6 @@ from .validation import Check, check_fields, check_whole, if_known
 
 _CHECKS: Mapping[str, Check] = {
     "running": check_whole,
-    "starting": check_whole,
     "limit": if_known(check_whole),
 }
 
@@ -31,12 +30,8 @@ class NodeType:
     """An empty node of this type. Its id is the name of the type."""
     running: int = 0
     """How many nodes of this type the cluster has."""
-    starting: int = 0
-    """How many more it is starting."""
     limit: int | None = None
     """How many it may have at most; None if there is no limit, or if it is not known."""
-    failure: str = ""
-    """Why the cluster could not start such a node lately, as a clause; empty if it could, or has not tried."""
 
     def __post_init__(self) -> None:
         check_fields(self, _CHECKS)
@@ -48,7 +43,7 @@ class NodeType:
     @property
     def has_room(self) -> bool:
         """True if the cluster may start another node of this type."""
-        return self.limit is None or self.running + self.starting < self.limit
+        return self.limit is None or self.running < self.limit
 
     def describe_node(self) -> str:
         """Return the main amount of such a node: ``2 × A100``, ``1 GPU`` or ``8 CPUs``."""
@@ -59,9 +54,8 @@ class NodeType:
         return f"{len(devices)} × {model}" if model else format_count(len(devices), "GPU")
 
     def describe_count(self) -> str:
-        """Return the number of nodes that run or start, and the limit if there is one: ``1 of 3`` or ``1``."""
-        count = self.running + self.starting
-        return f"{count}" if self.limit is None else f"{count} of {self.limit}"
+        """Return the number of nodes that run, and the limit if there is one: ``1 of 3`` or ``1``."""
+        return f"{self.running}" if self.limit is None else f"{self.running} of {self.limit}"
 
     def describe_room(self) -> str:
         """Return whether the cluster may start another such node, as a clause with the reason."""

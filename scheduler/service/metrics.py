@@ -139,7 +139,6 @@ def _describe_nodes(snapshot: Snapshot) -> Iterator[Metric]:
         types = GaugeMetricFamily("roost_node_types", text, labels=["type", "state"])
         for each in snapshot.node_types:
             types.add_metric([each.name, "running"], each.running)
-            types.add_metric([each.name, "starting"], each.starting)
             if each.limit is not None:
                 types.add_metric([each.name, "limit"], each.limit)
         yield types

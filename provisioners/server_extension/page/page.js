@@ -170,11 +170,9 @@ function drawTypes(types) {
     type.name,
     type.node,
     String(type.running),
-    String(type.starting),
     type.limit === null ? "-" : String(type.limit),
-    type.failure || "-",
   ]);
-  const titles = ["type", "each has", "running", "starting", "at most", "failed starts"];
+  const titles = ["type", "each has", "running", "at most"];
   return [make("h3", "", "Nodes that the cluster could start"), drawTable(titles, rows)];
 }
 

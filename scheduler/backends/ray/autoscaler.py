@@ -1,18 +1,15 @@
-"""Ray's autoscaler, of which there are two: whether one runs, what nodes it can start, and what it is starting.
+"""Ray's autoscaler, of which there are two: whether one runs, and what nodes it can start.
 
-Ray's GCS says which of them runs, and what it does. It does not know the kinds of nodes and their limits. These are in
+Ray's GCS says which of them runs. It does not know the kinds of nodes and their limits. These are in
 a file on the head, which a Ray task reads there. All functions that ask Ray block for milliseconds, so call them in a
 thread.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,22 +28,6 @@ _KEY, _NAMESPACE = b"__autoscaler_v2_enabled", b"__autoscaler"
 _STATUS = b"__autoscaling_status"
 """Where the first autoscaler writes its state, as JSON."""
 _READ_S = 5.0
-_RECENT_S = 300.0
-"""How long a failed start of a node counts as recent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launches:
-    """What the autoscaler does, by node type."""
-
-    asked: Mapping[str, int] = field(default_factory=dict)
-    """How many nodes it has asked the provider for, or is about to."""
-    booting: Mapping[str, int] = field(default_factory=dict)
-    """How many more the provider is starting."""
-    failed: Mapping[str, int] = field(default_factory=dict)
-    """How many starts have failed lately, at least."""
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why they have failed, as far as the autoscaler says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,49 +58,12 @@ def find_kind() -> Kind:
         return ""
 
 
-def read_launches(kind: Kind) -> Launches:
-    """Return what this autoscaler is doing now."""
-    if kind == "second":
-        return decode_second(_read_second(), time.time())
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return decode_first(_internal_kv_get(_STATUS) or b"{}", time.time())
-
-
 def _read_second() -> Any:
     from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
     content = global_worker.gcs_client.get_cluster_status(timeout_s=_READ_S)
     return GetClusterStatusReply.FromString(content).autoscaling_state
-
-
-def decode_second(state: Any, now: float) -> Launches:
-    """Return what the second autoscaler's `AutoscalingState` shows."""
-    booting = Counter[str](each.ray_node_type_name for each in state.pending_instances)
-    asked = Counter[str]()
-    for request in state.pending_instance_requests:
-        asked[request.ray_node_type_name] += request.count
-    recent = [each for each in state.failed_instance_requests if now - each.failed_ts < _RECENT_S]
-    failed = Counter[str]()
-    for each in recent:
-        failed[each.ray_node_type_name] += each.count
-    reasons = {each.ray_node_type_name: each.reason for each in recent if each.reason}
-    return Launches(asked=asked, booting=booting, failed=failed, reasons=reasons)
-
-
-def decode_first(content: bytes, now: float) -> Launches:
-    """Return what the first autoscaler's JSON shows. It keeps the last failure of each type, without a number."""
-    report = json.loads(content).get("autoscaler_report") or {}
-    asked = Counter[str](report.get("pending_launches") or {})
-    booting = Counter[str](node_type for _, node_type, *_ in report.get("pending_nodes") or ())
-    availability = (report.get("node_availability_summary") or {}).get("node_availabilities") or {}
-    reasons = {}
-    for name, each in availability.items():
-        if not each["is_available"] and now - each["last_checked_timestamp"] < _RECENT_S:
-            why = each.get("unavailable_node_information") or {}
-            reasons[name] = ": ".join(filter(None, (why.get("category"), why.get("description"))))
-    return Launches(asked=asked, booting=booting, failed=dict.fromkeys(reasons, 1), reasons=reasons)
 
 
 def read_on(head: RayNode, address: str) -> Any:
@@ -214,32 +158,18 @@ def _build_empty(
 
 
 def count(
-    types: Iterable[NodeType],
-    nodes: Collection[RayNode],
-    launches: Launches,
-    *,
-    most_nodes: int | None,
+    types: Iterable[NodeType], nodes: Collection[RayNode], *, most_nodes: int | None
 ) -> tuple[NodeType, ...]:
-    """Return the types with the nodes that run and start, and with the reason why starts have failed lately.
+    """Return the types with their nodes that run.
 
     A type's limit is lower if all types together would have more nodes than `most_nodes`.
     """
-    counted = []
-    for each in types:
-        running = sum(is_of(node, each) for node in nodes)
-        starting = launches.asked.get(each.name, 0) + launches.booting.get(each.name, 0)
-        if each.limit is not None:  # Ray still calls a node starting for a moment after it has joined
-            starting = min(starting, max(0, each.limit - running))
-        failure = _describe_failure(each.name, launches)
-        counted.append(replace(each, running=running, starting=starting, failure=failure))
+    counted = [replace(each, running=sum(is_of(node, each) for node in nodes)) for each in types]
     if most_nodes is None:
         return tuple(counted)
-    left = max(0, most_nodes - sum(each.running + each.starting for each in counted))
+    left = max(0, most_nodes - sum(each.running for each in counted))
     return tuple(
-        replace(
-            each,
-            limit=min(most_nodes if each.limit is None else each.limit, each.running + each.starting + left),
-        )
+        replace(each, limit=min(most_nodes if each.limit is None else each.limit, each.running + left))
         for each in counted
     )
 
@@ -250,12 +180,3 @@ def is_of(node: RayNode, node_type: NodeType) -> bool:
     if TYPE_LABEL in labels:
         return node.labels.get(TYPE_LABEL) == node_type.name
     return bool(labels) and labels.items() <= node.labels.items()
-
-
-def _describe_failure(name: str, launches: Launches) -> str:
-    failed = launches.failed.get(name, 0)
-    if not failed or launches.booting.get(name):
-        return ""
-    times = f"{failed} attempts have failed" if failed > 1 else "an attempt has failed"
-    reason = launches.reasons.get(name, "monitor.log on the head says why")
-    return f"{times}: {reason}"

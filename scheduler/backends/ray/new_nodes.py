@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from roost.launchers.daemon.tasks import join_shared, spawn, start_shared
-from roost.placement import NodeType, Request, Snapshot, get_policy
+from roost.placement import NodeType, Request, Snapshot
 from roost.placement.model import NODE_LABEL
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.agent_per_node.new_nodes import NewNodes
@@ -21,7 +21,7 @@ from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable
 
 from . import autoscaler, guard, placement_groups
-from .autoscaler import Description, Kind, Launches
+from .autoscaler import Description, Kind
 from .created_groups import CreatedGroups
 from .nodes import MODEL_LABEL, MODEL_RESOURCE, RayNode
 from .placement_groups import Group
@@ -42,8 +42,6 @@ _GUARD_S = 10.0
 """How long a new group waits for the guard to live."""
 _LEAST_AMOUNT = {"CPU": 0.0001}
 """The bundle of a request without amounts: Ray refuses an empty one."""
-_ANY_POLICY = get_policy("pack")
-"""A policy whose filters decide if a request fits. Its ranking does not matter here."""
 
 Ask = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -84,7 +82,6 @@ class RayNewNodes(NewNodes):
         self._on_change: Callable[[], None] = lambda: None
         self._kind: Kind = ""
         self._description: Description | None = None
-        self._launches = Launches()
         self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
         self._expected_until = -float("inf")
         """Until when an autoscaler that has not reported yet may come back (`time.monotonic`)."""
@@ -96,7 +93,6 @@ class RayNewNodes(NewNodes):
         self._created = CreatedGroups()
         self._counted: tuple[object, ...] = ()
         self._types: tuple[NodeType, ...] = ()
-        self._fitting: dict[Request, tuple[str, ...]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # What the cluster can start
@@ -129,7 +125,7 @@ class RayNewNodes(NewNodes):
         if not self.adds_nodes:
             return ()
         assert self._description is not None
-        state = (self._membership.nodes, self._launches, self._description)
+        state = (self._membership.nodes, self._description)
         if len(self._counted) != len(state) or any(
             a is not b for a, b in zip(self._counted, state, strict=True)
         ):
@@ -137,7 +133,6 @@ class RayNewNodes(NewNodes):
             self._types = autoscaler.count(
                 self._given or self._description.types or (),
                 self._membership.nodes.values(),
-                self._launches,
                 most_nodes=self._description.most_nodes,
             )
         return self._types
@@ -286,7 +281,7 @@ class RayNewNodes(NewNodes):
         group_id = self._group_ids[lease.id]
         at = next((each for each in self._membership.nodes.values() if group_id in (each.groups or ())), None)
         if at is None:
-            return replace(lease, state="pending", reason=self._describe_wait(lease.request))
+            return replace(lease, state="pending", reason=_describe_wait(lease.request))
         name = self._names.pop(lease.id)
         self._created.add(name, at.daemon, "held")
         del self._group_ids[lease.id]
@@ -302,7 +297,7 @@ class RayNewNodes(NewNodes):
         self.address = address
         if self._kind:
             self._expected_until = time.monotonic() + _COMES_BACK_S
-        self._kind, self._description, self._launches = "", None, Launches()
+        self._kind, self._description = "", None
         self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
         if self._describing is not None:
             self._describing.cancel()
@@ -330,8 +325,6 @@ class RayNewNodes(NewNodes):
         try:
             if not self._kind:
                 self._kind = await self._ask(autoscaler.find_kind)
-            if self._kind:
-                self._launches = await self._ask(autoscaler.read_launches, self._kind)
         except (BackendUnavailable, ValueError) as problem:
             log.debug("Ray's autoscaler does not report: %s", problem)
             return
@@ -373,46 +366,13 @@ class RayNewNodes(NewNodes):
             # A monitor without a file only reports: the cluster stands still.
             self._kind, self._description = "", None
             self._read_at, self._expected_until = float("inf"), -float("inf")
-        self._fitting.clear()
         if before != (self.adds_nodes, self.may_grow, self._description):
             self._on_change()
 
     def _find_head(self) -> RayNode | None:
         return next((node for node in self._membership.nodes.values() if node.is_head), None)
 
-    # Words
 
-    def _describe_wait(self, request: Request) -> str:
-        """Return why a group waits, as a clause."""
-        types = [each for each in self._list_types() if each.name in self._find_fitting(request)]
-        if not types:
-            return f"Ray's autoscaler was asked for a node with {request.describe()}"
-        failed = next(
-            (each for each in types if each.failure and not self._launches.booting.get(each.name)), None
-        )
-        starting = next((each for each in types if each.starting), None)
-        if failed is not None:
-            return (
-                f"the cluster could not start a node of type {failed.name}, and tries again: {failed.failure}"
-            )
-        if starting is not None:
-            known = f"type {starting.name}, {starting.describe_count()}"
-            return f"a node with {starting.describe_node()} is being started ({known})"
-        with_room = next((each for each in types if each.has_room), None)
-        if with_room is None:
-            return types[0].describe_room()
-        return f"Ray's autoscaler was asked for a node of type {with_room.name} ({with_room.describe_count()} run)"
-
-    def _find_fitting(self, request: Request) -> tuple[str, ...]:
-        """Return the names of the types of which an empty node could hold the request."""
-        if request not in self._fitting:
-            nodes = [each.node for each in self._list_types()]
-            fits = (
-                node
-                for node in nodes
-                if _ANY_POLICY.place(request, Snapshot.of([node])).placement is not None
-            )
-            if len(self._fitting) > 1_000:
-                self._fitting.clear()
-            self._fitting[request] = tuple(node.id for node in fits)
-        return self._fitting[request]
+def _describe_wait(request: Request) -> str:
+    """Return why a group waits, as a clause."""
+    return f"Ray's autoscaler was asked for {request.describe()}: `ray status` says more"

@@ -40,13 +40,13 @@ def test_a_type_that_fits_needs_a_new_node() -> None:
 
 
 def test_a_type_with_room_is_preferred_to_one_at_its_limit() -> None:
-    full, free = gpu_type("a", running=2, starting=1, limit=3), gpu_type("b", limit=1)
+    full, free = gpu_type("a", running=3, limit=3), gpu_type("b", limit=1)
     decision = decide(Request(gpus=2), [], full, free)
     assert decision.new_node == free
 
 
 def test_a_type_at_its_limit_is_not_now() -> None:
-    decision = decide(Request(gpus=2), [CPU_NODE], gpu_type(running=2, starting=1, limit=3))
+    decision = decide(Request(gpus=2), [CPU_NODE], gpu_type(running=3, limit=3))
     assert decision.new_node is not None
     assert not decision.new_node.has_room
     assert not decision.is_never

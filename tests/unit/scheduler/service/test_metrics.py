@@ -94,12 +94,12 @@ async def test_kernels_nodes_and_events_are_counted(tmp_path: Path) -> None:
 async def test_the_types_of_a_cluster_that_grows_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    big = NodeType(node=Node(id="big", cpus=8), running=1, starting=2, limit=4)
+    big = NodeType(node=Node(id="big", cpus=8), running=1, limit=4)
     async with served(tmp_path) as (w, path):
         monkeypatch.setattr(w.backend.growth, "list_types", lambda snapshot: (big,))
         found = await scrape(path)
         counts = {labels: value for (name, labels), value in found.items() if name == "roost_node_types"}
-        assert counts == {("running", "big"): 1, ("starting", "big"): 2, ("limit", "big"): 4}
+        assert counts == {("running", "big"): 1, ("limit", "big"): 4}
 
 
 @pytest.mark.parametrize("by_user", [False, True])

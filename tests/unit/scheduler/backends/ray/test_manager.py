@@ -14,8 +14,7 @@ from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.key_pair import KeyPair
-from roost.scheduler.backends.ray import SPEC, agent_task, autoscaler, join, manager, nodes, placement_groups
-from roost.scheduler.backends.ray.autoscaler import Launches
+from roost.scheduler.backends.ray import SPEC, agent_task, join, manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
@@ -50,8 +49,6 @@ class OneNode:
             self.held.pop(arguments[0], None)
         if question is nodes.read:
             return (NODE,)
-        if question is autoscaler.read_launches:
-            return Launches()
         return "anchor"
 
     async def answer(self, name: str, *_: object) -> list[str]:

@@ -14,7 +14,7 @@ from roost.placement import Request, Snapshot
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease, Owner
 from roost.scheduler.backends.ray import autoscaler, guard, new_nodes, placement_groups
-from roost.scheduler.backends.ray.autoscaler import Kind, Launches
+from roost.scheduler.backends.ray.autoscaler import Kind
 from roost.scheduler.backends.ray.new_nodes import RayNewNodes
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
@@ -49,7 +49,6 @@ class FakeRay:
         self.kind = kind
         self.file: dict[str, Any] | None = FILE
         self.has_monitor = True
-        self.launches = Launches()
         self.groups: dict[str, tuple[dict[str, float], dict[str, str]]] = {}
         self.renewed: list[list[str]] = []
         self.guard_lives = asyncio.Event()
@@ -79,8 +78,6 @@ class FakeRay:
             raise BackendUnavailable(self.problem)
         if question is autoscaler.find_kind:
             return self.kind
-        if question is autoscaler.read_launches:
-            return self.launches
         if question is guard.renew:
             self.renewed.append(list(arguments[1]))
             return "guard"
@@ -150,7 +147,7 @@ async def test_an_autoscaler_elsewhere_may_start_anything(ray: FakeRay) -> None:
     assert (found.adds_nodes, found.may_grow, found.list_types(Snapshot.of([]))) == (True, True, ())
     await found.ask(LEASE)
     (lease,) = await found.follow([LEASE])
-    assert lease.reason == "Ray's autoscaler was asked for a node with 0.5 GPU"
+    assert lease.reason == "Ray's autoscaler was asked for 0.5 GPU: `ray status` says more"
 
 
 async def test_nothing_is_refused_for_good_before_the_file_is_read(ray: FakeRay) -> None:
@@ -232,33 +229,6 @@ async def test_an_old_ray_is_not_asked_for_labels(ray: FakeRay, monkeypatch: pyt
     monkeypatch.setattr(placement_groups, "takes_selectors", lambda: False)
     found = await ray.read()
     assert "this version of Ray" in found.why_not(Request(labels={"zone": "b"}))
-
-
-@pytest.mark.parametrize(
-    ("launches", "running", "reason"),
-    [
-        (Launches(), 0, "Ray's autoscaler was asked for a node of type gpu (0 of 3 run)"),
-        (Launches(asked={"gpu": 1}), 0, "a node with 2 × T4 is being started (type gpu, 1 of 3)"),
-        (Launches(booting={"gpu": 1}), 1, "a node with 2 × T4 is being started (type gpu, 2 of 3)"),
-        (Launches(), 3, "all of the 3 nodes of type gpu that the cluster may have run already"),
-        (
-            Launches(failed={"gpu": 4}, reasons={"gpu": "no T4 in zone b"}),
-            0,
-            "the cluster could not start a node of type gpu, and tries again: 4 attempts have failed: no T4 in zone b",
-        ),
-        (
-            Launches(failed={"gpu": 4}, booting={"gpu": 1}),
-            0,
-            "a node with 2 × T4 is being started (type gpu, 1 of 3)",
-        ),
-    ],
-)
-async def test_a_waiting_lease_says_why(ray: FakeRay, launches: Launches, running: int, reason: str) -> None:
-    ray.launches = launches
-    ray.nodes += [replace(NEW, id=f"n{n}", labels={"ray.io/node-group": "gpu"}) for n in range(running)]
-    found = await ray.read()
-    await found.ask(LEASE)
-    assert await found.follow([LEASE]) == [replace(LEASE, state="pending", reason=reason)]
 
 
 async def test_a_lease_has_its_node_where_ray_has_created_the_group(ray: FakeRay) -> None:
