@@ -91,8 +91,6 @@ class RayNewNodes(NewNodes):
         self._group_ids: dict[str, str] = {}
         """Ray's ids of these groups, by lease id, as far as they are known."""
         self._created = CreatedGroups()
-        self._counted: tuple[object, ...] = ()
-        self._types: tuple[NodeType, ...] = ()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # What the cluster can start
@@ -125,17 +123,10 @@ class RayNewNodes(NewNodes):
         if not self.adds_nodes:
             return ()
         assert self._description is not None
-        state = (self._membership.nodes, self._description)
-        if len(self._counted) != len(state) or any(
-            a is not b for a, b in zip(self._counted, state, strict=True)
-        ):
-            self._counted = state
-            self._types = autoscaler.count(
-                self._given or self._description.types or (),
-                self._membership.nodes.values(),
-                most_nodes=self._description.most_nodes,
-            )
-        return self._types
+        types = self._given or self._description.types or ()
+        return autoscaler.count(
+            types, self._membership.nodes.values(), most_nodes=self._description.most_nodes
+        )
 
     def why_not(self, request: Request) -> str:
         if NODE_LABEL in request.labels:
