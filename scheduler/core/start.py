@@ -201,18 +201,23 @@ class StartRunner:
         If the connection to the agent is lost, repeat the launch.
         """
 
+        late = LaunchTimeout(f"kernel {start.kernel_id} did not start within {start.launch_timeout_s:g} s.")
+
         def find_remaining_s() -> float:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
-                timeout_s = start.launch_timeout_s
-                raise LaunchTimeout(f"kernel {start.kernel_id} did not start within {timeout_s:g} s.")
+                raise late
             return remaining_s
 
         async def launch(agent: AgentClient) -> KernelProcess:
             ready = build_launch(start, lease.id, find_remaining_s(), self._claimer.journal)
             return await agent.launch(replace(ready, env=env))
 
-        env = {**start.env, **await self._access.backend.environment(lease)}
+        try:
+            preparing = self._access.backend.environment(lease)
+            env = {**start.env, **await asyncio.wait_for(preparing, find_remaining_s())}
+        except asyncio.TimeoutError:
+            raise late from None
         return await self._access.call(lease, launch)
 
     async def _undo(

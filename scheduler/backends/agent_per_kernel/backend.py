@@ -64,6 +64,8 @@ class _Known:
     """True for a granted pod that was found: it may have a kernel, although its agent does not answer."""
     noting: asyncio.Task[Any] | None = None
     """Set while the agent is asked to do so."""
+    next_owner: Owner | None = None
+    """The owner to whom this process has transferred the lease, until the agent has noted it."""
 
 
 class PodGrowth(Growth):
@@ -194,9 +196,26 @@ class AgentPerKernelBackend(Backend):
         if pod is not None:
             if (shown := self.book.get(lease.id)) is not None:
                 self.book.show(replace(shown, owner=owner))
-            if pod.address is not None:
-                await self._caller(lease).call(lambda agent: agent.transfer(lease.id, owner))
+            pod.next_owner = owner
+            try:
+                if pod.is_noted or pod.may_run:
+                    await self._transfer(lease, pod)
+            except RoostError:
+                pod.is_noted, pod.may_run = False, True
+                if pod.noting is None:
+                    pod.noting = spawn(self._reserve(replace(lease, owner=owner), pod), self._tasks, log)
+                raise
         return replace(lease, owner=owner)
+
+    async def _transfer(self, lease: Lease, pod: _Known) -> Owner | None:
+        """Have the agent note the next owner, and return that owner; None if there is none."""
+        noted = None
+        while (owner := pod.next_owner) is not None:
+            await self._caller(lease).call(partial(AgentClient.transfer, lease_id=lease.id, owner=owner))
+            noted = owner
+            if pod.next_owner is owner:
+                pod.next_owner = None
+        return noted
 
     async def leases(self) -> LeaseReading:
         if not self._away:
@@ -356,29 +375,31 @@ class AgentPerKernelBackend(Backend):
         `claimed` has the first owner. The agent's own note has the present one. The pod may be gone before the first
         step.
         """
-        shown = claimed
+        owner = claimed.owner
+        is_reported = False
 
         def is_wanted() -> bool:
             return self._pods.get(claimed.id) is pod and not pod.is_noted
 
         async def reserve() -> bool:
-            nonlocal shown
-            shown = self.book.get(claimed.id) or claimed
-            owner = shown.owner if shown.owner.pid else claimed.owner
-            lease = replace(shown, owner=owner, state="held", reason="")
+            nonlocal owner, is_reported
+            lease = replace(
+                self.book.get(claimed.id) or claimed, owner=claimed.owner, state="held", reason=""
+            )
             asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
-            caller = self._caller(lease)
             try:
-                noted = await caller.call(partial(AgentClient.reserve, request=asked))
-                if not shown.owner.pid:
-                    owner = noted.owner
-                elif noted.owner != owner:  # it changed before the agent listened
-                    await caller.call(partial(AgentClient.transfer, lease_id=lease.id, owner=owner))
+                noted = await self._caller(lease).call(partial(AgentClient.reserve, request=asked))
+                owner = await self._transfer(lease, pod) or noted.owner
             except RoostError as problem:
-                log.debug("lease=%s its agent does not answer yet: %s", lease.id, problem)
+                is_refusal = not (is_reported or isinstance(problem, BackendUnavailable))
+                log.log(
+                    logging.WARNING if is_refusal else logging.DEBUG,
+                    "lease=%s its agent has not noted it yet: %s",
+                    claimed.id,
+                    problem,
+                )
+                is_reported |= is_refusal
                 return False
-            shown = self.book.get(claimed.id) or shown
-            shown = shown if shown.owner.pid else replace(shown, owner=owner)
             return True
 
         try:
@@ -387,7 +408,7 @@ class AgentPerKernelBackend(Backend):
             pod.noting = None
         if is_wanted():
             pod.is_noted = True
-            self._judge(shown)
+            self._judge(replace(self.book.get(claimed.id) or claimed, owner=owner))
 
     def _judge(self, lease: Lease) -> Lease:
         """Show the pod's lease, and return it: held once its agent has noted it, or if it may have a kernel."""
@@ -479,8 +500,9 @@ class AgentPerKernelBackend(Backend):
 def _find_owner(lease: Lease, before: Lease | None) -> Owner:
     """Return the owner of a pod's lease, as far as it is known without the pod's agent.
 
-    The manager keeps the first owner, and the agent alone knows a later one. `before` is the lease as it is shown.
+    The manager keeps the first owner, and the agent alone knows a later one. `before` is the lease as it is shown or
+    claimed. A pod that is still pending has had one owner.
     """
     if before is not None and before.owner.pid:
         return before.owner
-    return Owner(user=lease.owner.user) if lease.state == "held" else lease.owner
+    return lease.owner if lease.state == "pending" else Owner(user=lease.owner.user)

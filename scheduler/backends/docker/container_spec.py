@@ -140,7 +140,7 @@ def _describe_files(
     """Return what is mounted in a container, and whether it can change the other files."""
     if not settings.read_only:
         return {"Mounts": list(mounts)} if mounts else {}
-    # The engine puts no file into a root that is read only, but into a volume. Its labels let `OwnerNotes` remove it
+    # The engine puts no file into a root that is read only, but into a volume. Its labels let `StartVolumes` remove it
     # if a person removes the container.
     labels = {SERVICE_LABEL: service, ID_LABEL: shorten_id(lease.id)}
     own = {"Type": "volume", "Target": f"/{_FOLDER}", "VolumeOptions": {"NoCopy": True, "Labels": labels}}

@@ -29,7 +29,7 @@ from .placement_groups import Group
 log = logging.getLogger(__name__)
 
 _READ_S = 1.0
-"""How long to wait between two readings of an autoscaler's state."""
+"""How long to wait between two looks whether the autoscaler has to be described again."""
 _FIND_S = 60.0
 """How long to wait before looking again whether a cluster without an autoscaler has one now."""
 _COMES_BACK_S = 60.0

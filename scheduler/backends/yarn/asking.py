@@ -1,4 +1,4 @@
-"""Builds the ask for the container of a lease: its resources, command, environment, and the work of its agent."""
+"""Builds the ask for the container of a lease: its resources, command, and the work of its agent."""
 
 from __future__ import annotations
 
@@ -75,17 +75,10 @@ def build_ask(
         racks=racks,
         label=lease.request.options.get("label", ""),
         command=_build_command(python),
-        environment=_find_python_variables(launch),
         unpacked=unpacked,
         archive=pack(is_imported=True)[1],
         assignment_base64=base64.b64encode(start).decode(),
     )
-
-
-def _find_python_variables(launch: Launch | None) -> dict[str, str]:
-    """Return the kernel's `PYTHON*` variables, for the agent. An agent with the same variables can fork the kernel."""
-    given = launch.env.items() if launch else ()
-    return {name: value for name, value in given if name.startswith("PYTHON")}
 
 
 def _build_command(python: str) -> str:

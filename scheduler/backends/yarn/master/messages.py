@@ -98,7 +98,6 @@ class Ask:
     label: str = ""
     command: str
     """Run by bash, unescaped. Its `$HADOOP_TOKEN_FILE_LOCATION` is the file that holds the archive."""
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     unpacked: tuple[Unpacked, ...] = ()
     archive: str
     assignment_base64: str = field(default="", repr=False)

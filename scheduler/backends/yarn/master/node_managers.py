@@ -27,7 +27,6 @@ from .schema import (
     StopContainersRequest,
     StopContainersResponse,
     StringLocalResourceMap,
-    StringStringMap,
     Token,
 )
 from .tokens import Credentials, write_credentials
@@ -118,7 +117,7 @@ class NodeManagers:
 
 
 def build_context(ask: Ask, archive: bytes) -> ContainerLaunchContext:
-    """Return what a NodeManager needs to start a container: environment, command, files and credentials.
+    """Return what a NodeManager needs to start a container: command, files and credentials.
 
     The credentials contain a zip archive, which Python runs from the private file that the NodeManager writes.
     """
@@ -129,7 +128,6 @@ def build_context(ask: Ask, archive: bytes) -> ContainerLaunchContext:
             StringLocalResourceMap(key=each.name, value=_describe(each)) for each in ask.unpacked
         ),
         tokens=write_credentials(credentials),
-        environment=tuple(StringStringMap(key=key, value=value) for key, value in ask.environment.items()),
         command=(ask.command,),
     )
 
