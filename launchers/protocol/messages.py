@@ -56,7 +56,7 @@ class Lease:
     kernel_id: str
     """The kernel for which the lease was taken: any printable text, usually a UUID."""
     owner: Owner
-    """The user and the application that hold the kernel. `transfer` changes this field alone."""
+    """The user and the application that hold the kernel. Only the lease's agent knows a later owner than the first."""
     request: Request
     """The resources and conditions that the kernel asked for, with the backend's own `options`."""
     node_id: str = ""

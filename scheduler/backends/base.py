@@ -129,7 +129,7 @@ class Backend(ABC):
 
     A method that needs the cluster raises `BackendUnavailable` within seconds if the cluster cannot be reached.
     `claim` and `release` first write into `book` what the scheduler wants. The backend also writes there what the
-    cluster shows of each lease: before `claim`, `transfer` and `release` return, and whenever it learns of a change.
+    cluster shows of each lease: before `claim` and `release` return, and whenever it learns of a change.
     """
 
     name: str
@@ -193,10 +193,6 @@ class Backend(ABC):
         May be repeated, also for a lease that was never claimed. Afterwards `leases` does not list it, and the same
         lease id may be claimed again.
         """
-
-    @abstractmethod
-    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
-        """Give the lease to another owner. May be repeated, also for a lost lease."""
 
     @abstractmethod
     async def leases(self) -> LeaseReading:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import KernelProcess
+from roost.launchers.protocol.messages import KernelProcess, Owner
 from roost.placement import Snapshot
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents
 from roost.scheduler.backends.base import Backend, Lease
@@ -73,6 +73,11 @@ class BackendAccess:
             on_lost=lambda _: self.backend.snapshot(),  # raises if the manager is away too
         )
         return await caller.call(call)
+
+    async def transfer(self, lease: Lease, owner: Owner) -> None:
+        """Give a held lease to another owner: its agent notes it, and the book shows it. May be repeated."""
+        await self.call(lease, lambda agent: agent.transfer(lease.id, owner))
+        self.backend.book.show(replace(self.backend.book.get(lease.id) or lease, owner=owner))
 
     async def find_agents(self, leases: Sequence[Lease]) -> tuple[dict[str, list[Lease]], set[str]]:
         """Return the held leases by their agent's endpoint, and a set of lease ids.

@@ -299,7 +299,11 @@ class Scheduler:
             record.adopted_at = time.monotonic()
             record.owner = replace(owner, user=holder.user)
             if (lease := record.lease) is not None and lease.state == "held":
-                await self.backend.transfer(lease, record.owner)
+                try:
+                    await self._access.transfer(lease, record.owner)
+                except RoostError:
+                    record.owner = holder
+                    raise
         kernel = record.view(self._queue, with_connection=True)
         if record.unheld_since is None or record.unheld_since == -math.inf:
             return kernel

@@ -161,7 +161,7 @@ class StartRunner:
                 deadline if start.queue_timeout_s is None else time.monotonic() + start.launch_timeout_s
             )
             if record.lease.owner != record.owner:  # a restart by another application
-                await self._access.backend.transfer(record.lease, record.owner)
+                await self._access.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
                 process = await self._launch_if_node_stays(record, record.lease, start, launch_by)

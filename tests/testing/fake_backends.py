@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import Launch, Owner
+from roost.launchers.protocol.messages import Launch
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, NodeType, Snapshot
 from roost.scheduler.backends.agent_calls import Agents
@@ -95,9 +95,6 @@ class FakeBackend(Backend):
 
     async def release(self, lease: Lease) -> None:
         await self._parts[lease.node_id].release(lease)
-
-    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
-        return await self._parts[lease.node_id].transfer(lease, owner)
 
     async def leases(self) -> LeaseReading:
         readings = [await part.leases() for part in self._parts.values()]

@@ -64,8 +64,6 @@ class _Known:
     """True for a granted pod that was found: it may have a kernel, although its agent does not answer."""
     noting: asyncio.Task[Any] | None = None
     """Set while the agent is asked to do so."""
-    next_owner: Owner | None = None
-    """The owner to whom this process has transferred the lease, until the agent has noted it."""
 
 
 class PodGrowth(Growth):
@@ -190,32 +188,6 @@ class AgentPerKernelBackend(Backend):
             except (RoostError, asyncio.TimeoutError) as problem:
                 log.info("lease=%s its pod is deleted without its agent: %s", lease.id, problem)
         await self._delete(lease.id)
-
-    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
-        pod = self._pods.get(lease.id)
-        if pod is not None:
-            if (shown := self.book.get(lease.id)) is not None:
-                self.book.show(replace(shown, owner=owner))
-            pod.next_owner = owner
-            try:
-                if pod.is_noted or pod.may_run:
-                    await self._transfer(lease, pod)
-            except RoostError:
-                pod.is_noted, pod.may_run = False, True
-                if pod.noting is None:
-                    pod.noting = spawn(self._reserve(replace(lease, owner=owner), pod), self._tasks, log)
-                raise
-        return replace(lease, owner=owner)
-
-    async def _transfer(self, lease: Lease, pod: _Known) -> Owner | None:
-        """Have the agent note the next owner, and return that owner; None if there is none."""
-        noted = None
-        while (owner := pod.next_owner) is not None:
-            await self._caller(lease).call(partial(AgentClient.transfer, lease_id=lease.id, owner=owner))
-            noted = owner
-            if pod.next_owner is owner:
-                pod.next_owner = None
-        return noted
 
     async def leases(self) -> LeaseReading:
         if not self._away:
@@ -375,21 +347,20 @@ class AgentPerKernelBackend(Backend):
         `claimed` has the first owner. The agent's own note has the present one. The pod may be gone before the first
         step.
         """
-        owner = claimed.owner
+        noted = claimed
         is_reported = False
 
         def is_wanted() -> bool:
             return self._pods.get(claimed.id) is pod and not pod.is_noted
 
         async def reserve() -> bool:
-            nonlocal owner, is_reported
+            nonlocal noted, is_reported
             lease = replace(
                 self.book.get(claimed.id) or claimed, owner=claimed.owner, state="held", reason=""
             )
             asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
             try:
                 noted = await self._caller(lease).call(partial(AgentClient.reserve, request=asked))
-                owner = await self._transfer(lease, pod) or noted.owner
             except RoostError as problem:
                 is_refusal = not (is_reported or isinstance(problem, BackendUnavailable))
                 log.log(
@@ -408,7 +379,8 @@ class AgentPerKernelBackend(Backend):
             pod.noting = None
         if is_wanted():
             pod.is_noted = True
-            self._judge(replace(self.book.get(claimed.id) or claimed, owner=owner))
+            shown = self.book.get(claimed.id) or claimed
+            self._judge(shown if shown.owner.pid else replace(shown, owner=noted.owner))
 
     def _judge(self, lease: Lease) -> Lease:
         """Show the pod's lease, and return it: held once its agent has noted it, or if it may have a kernel."""
@@ -501,8 +473,6 @@ def _find_owner(lease: Lease, before: Lease | None) -> Owner:
     """Return the owner of a pod's lease, as far as it is known without the pod's agent.
 
     The manager keeps the first owner, and the agent alone knows a later one. `before` is the lease as it is shown or
-    claimed. A pod that is still pending has had one owner.
+    claimed.
     """
-    if before is not None and before.owner.pid:
-        return before.owner
-    return lease.owner if lease.state == "pending" else Owner(user=lease.owner.user)
+    return before.owner if before is not None and before.owner.pid else Owner(user=lease.owner.user)

@@ -19,7 +19,6 @@ from roost.launchers.protocol.messages import (
     AgentEvent,
     KernelProcess,
     Launch,
-    Owner,
     Reserve,
 )
 from roost.placement import Node, Snapshot
@@ -245,12 +244,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             if is_there and lease.node_id in self._pool.nodes:  # else no agent ever was there to end a kernel
                 raise
         await self._release_claim(lease)
-
-    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
-        await self._pool.call(lease.node_id, lambda agent: agent.transfer(lease.id, owner))
-        transferred = replace(lease, owner=owner)
-        self.book.show(transferred)
-        return transferred
 
     async def leases(self) -> LeaseReading:
         agent_nodes = frozenset(self._pool.nodes)

@@ -1,6 +1,6 @@
 """Kernels on this machine: one node. The ledger of its agent holds the leases.
 
-    core ──> LocalBackend ── reserve, release, transfer ──> the agent of this user           backend
+    core ──> LocalBackend ── reserve, release ───────────> the agent of this user           backend
                 │   ^                                          │
                 │   └── reserved, released, status ────────────┘   keep the snapshot up to date
                 └──> find_or_start_agent, if no agent is known     (roost.launchers.agent)

@@ -11,7 +11,7 @@ from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
+from roost.launchers.protocol.messages import AgentEvent, Launch, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
 from roost.scheduler.backends.agent_calls import AgentCaller
@@ -118,12 +118,6 @@ class LocalBackend(Backend):
         self.book.release(lease.id)
         await self._caller.call(lambda agent: agent.release(lease.id))
         self.book.miss(lease.id)
-
-    async def transfer(self, lease: Lease, owner: Owner) -> Lease:
-        await self._caller.call(lambda agent: agent.transfer(lease.id, owner))
-        transferred = replace(lease, owner=owner)
-        self.book.show(transferred)
-        return transferred
 
     async def leases(self) -> LeaseReading:
         holdings = await self._caller.call(lambda agent: agent.holdings())
