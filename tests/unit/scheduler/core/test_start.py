@@ -28,6 +28,7 @@ from roost.scheduler.errors import (
     ConfigError,
     KernelDied,
     LaunchError,
+    LaunchTimeout,
     LimitExceeded,
     NoNodeEver,
     NoNodeNow,
@@ -272,6 +273,21 @@ async def test_a_launch_that_cannot_be_prepared_ends_the_start(
             await w.start("k")
         assert w.leases() == []
         assert w.count("placed") == 1
+
+
+async def test_a_launch_whose_preparation_takes_too_long_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_world(tmp_path) as w:
+
+        async def prepare(lease: Lease) -> Mapping[str, str]:
+            await asyncio.sleep(60)
+            return {}
+
+        monkeypatch.setattr(w.backend, "environment", prepare)
+        with pytest.raises(LaunchTimeout, match=r"did not start within 0\.2 s"):
+            await w.start("k", launch_timeout_s=0.2)
+        assert w.leases() == []
 
 
 async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> None:
