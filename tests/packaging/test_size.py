@@ -101,7 +101,7 @@ MEMBERS = {
     "UserSource": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 137, 17, 512
+SETTINGS, COMMANDS, MODULES = 132, 17, 512
 
 
 def list_files() -> list[Path]:

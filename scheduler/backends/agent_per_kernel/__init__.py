@@ -16,10 +16,11 @@ This package stands above the files of `scheduler/backends`, and below `kubernet
 from __future__ import annotations
 
 from .backend import AgentPerKernelBackend, PodGrowth
-from .pod_agent import agent_archive, agent_command, read_address
+from .pod_agent import AGENT_PORT, agent_archive, agent_command, read_address
 from .pods import Pod, PodChange, PodCluster, dump_lease, load_lease, shorten_id
 
 __all__ = [
+    "AGENT_PORT",
     "AgentPerKernelBackend",
     "Pod",
     "PodChange",

@@ -11,6 +11,9 @@ from roost.launchers.protocol.messages import AgentAddress
 from roost.placement.model.json_codec import WireError, decode, encode
 from roost.scheduler.backends.node_archive import pack
 
+AGENT_PORT = 8870
+"""The port of an agent in a pod that has an address of its own."""
+
 
 def agent_command(
     python: str,

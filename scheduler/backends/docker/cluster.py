@@ -14,7 +14,7 @@ from typing import Any
 from roost.launchers.daemon.tasks import cancel_all, spawn, wait_until_set
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Device, Node, Request
-from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster
+from roost.scheduler.backends.agent_per_kernel import AGENT_PORT, Pod, PodChange, PodCluster
 from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LeaseConflict
 
@@ -171,8 +171,7 @@ class DockerCluster(PodCluster):
         if lease is None:
             return None
         if has_started(listed):
-            port = self._settings.agent_port
-            return build_pod(lease, listed["Labels"], find_ip(listed), self._key_pair, port)
+            return build_pod(lease, listed["Labels"], find_ip(listed), self._key_pair, AGENT_PORT)
         if is_starting(listed, time.time()) and not has_lost_creator(listed["Labels"]):
             return Pod(lease=replace(lease, state="pending", reason=_STARTING))
         if has_ended(listed):

@@ -15,7 +15,7 @@ from roost.launchers.protocol.messages import FOLDER_OPTION, Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.placement.model.format import format_bytes
-from roost.scheduler.backends.agent_per_kernel import dump_lease, shorten_id
+from roost.scheduler.backends.agent_per_kernel import AGENT_PORT, dump_lease, shorten_id
 from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
@@ -172,7 +172,7 @@ def build_archive(assignment: Assignment, settings: RoostDockerBackend, user: st
     """
     agent = AgentSettings(
         address="$HOSTNAME",
-        ports=(settings.agent_port,),
+        ports=(AGENT_PORT,),
         idle_exit_s=_IDLE_EXIT_S,
         gpus=0,  # the service knows them; reading them again delays the start
         is_remote=True,

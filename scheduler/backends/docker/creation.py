@@ -19,7 +19,7 @@ import zmq
 from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Node
-from roost.scheduler.backends.agent_per_kernel import Pod, shorten_id
+from roost.scheduler.backends.agent_per_kernel import AGENT_PORT, Pod, shorten_id
 from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
 
@@ -128,9 +128,7 @@ class ContainerCreator:
         assert lease is not None
         if found["State"]["Status"] in ENDED:
             return build_lost(lease, await explain_container(self._engine, container_id)), container_id
-        return build_pod(
-            lease, labels, find_ip(found), self._key_pair(), self._settings.agent_port
-        ), container_id
+        return build_pod(lease, labels, find_ip(found), self._key_pair(), AGENT_PORT), container_id
 
     async def remove(self, container_id: str) -> None:
         """Kill and remove a container with its anonymous volumes. May be repeated."""

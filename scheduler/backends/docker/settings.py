@@ -53,7 +53,6 @@ class RoostDockerBackend(Section):
     pids_limit = Int(4096, min=64, help="The most processes and threads in a container.")
     gpus = Int(0, min=0, help="The GPUs of this machine that the engine gives to containers.")
     gpu_model = Unicode("", help="The model of these GPUs.")
-    agent_port = Int(8870, min=1, max=65_535, help="The port of the agent in each container.")
     identity_file = Unicode(
         "",
         help="The service's key pair. A service without it cannot reach the kernels of an earlier one, so it must "

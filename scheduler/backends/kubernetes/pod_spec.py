@@ -16,7 +16,7 @@ from roost.launchers.protocol.messages import Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.placement.model import NODE_LABEL
-from roost.scheduler.backends.agent_per_kernel import dump_lease
+from roost.scheduler.backends.agent_per_kernel import AGENT_PORT, dump_lease
 from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import read_input_yaml
@@ -147,7 +147,7 @@ class PodTemplate:
         annotations = {
             LEASE_ANNOTATION: dump_lease(lease),
             KEY_ANNOTATION: agent_public,
-            PORT_ANNOTATION: str(settings.agent_port),
+            PORT_ANNOTATION: str(AGENT_PORT),
         }
         container: JsonObject = {
             "name": CONTAINER,
@@ -161,7 +161,7 @@ class PodTemplate:
                 for name, path in _POD_VARIABLES.items()
             ],
             "resources": self._resources(request),
-            "ports": [{"name": "roost-agent", "containerPort": settings.agent_port}],
+            "ports": [{"name": "roost-agent", "containerPort": AGENT_PORT}],
             "volumeMounts": [
                 {"name": _SECRET, "mountPath": _START, "readOnly": True},
                 {"name": _SCRATCH, "mountPath": _RUN, "subPath": "run"},
@@ -224,7 +224,7 @@ class PodTemplate:
     def _agent_settings(self) -> AgentSettings:
         return AgentSettings(
             address="$ROOST_POD_IP",
-            ports=(self._settings.agent_port,),
+            ports=(AGENT_PORT,),
             idle_exit_s=_IDLE_EXIT_S,
             gpus=0,  # Kubernetes knows them; reading them again delays the start
             is_remote=True,

@@ -55,7 +55,6 @@ class RoostKubernetesBackend(NodeTypeSettings):
     allowed_gids = List(
         Unicode(), ["1-2147483647"], help="Groups by number that kernels may run as: '100', '1000-1999'."
     )
-    agent_port = Int(8870, min=1, max=65_535, help="The port of the agent in each pod.")
     report_address = Unicode(
         "auto",
         help="The IP address of this machine or pod where pods report their kernels, which saves up to a "

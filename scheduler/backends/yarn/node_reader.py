@@ -15,6 +15,7 @@ from .queues import Queues
 from .rest import Rest, reading
 from .settings import RoostYarnBackend
 
+_PAUSE_S = 1.0
 _SHARE = 20.0
 """A pause lasts at least this many times as long as a reading, so readings take 5 % of the time at most."""
 _SOON_SHARE = 2.0
@@ -32,7 +33,7 @@ class NodeReader:
         queues: Queues,
         counted: Callable[[], Mapping[int, Lease]],
     ) -> None:
-        self._rest, self._settings, self._queues, self._counted = rest, settings, queues, counted
+        self._rest, self._queues, self._counted = rest, queues, counted
         self.book = NodeBook(settings)
         self._soon = asyncio.Event()
         self._took_s = 0.0
@@ -57,7 +58,7 @@ class NodeReader:
     async def follow(self, on_change: Callable[[], object]) -> None:
         """Read until cancelled, and call `on_change` when the nodes differ. Raises `BackendUnavailable`."""
         while True:
-            pause_s = max(self._settings.read_nodes_every_s, self._took_s * _SHARE)
+            pause_s = max(_PAUSE_S, self._took_s * _SHARE)
             if await wait_until_set(self._soon, pause_s):
                 await asyncio.sleep(max(_SOON_S, self._took_s * _SOON_SHARE))
             self._soon.clear()

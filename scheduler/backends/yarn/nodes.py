@@ -24,6 +24,8 @@ _TAKES_NOTHING = {
 
 A node in any other state, except RUNNING, has left.
 """
+_MODEL_ATTRIBUTE = "gpu-model"
+"""The node attribute that names the model of a node's GPUs."""
 _BASIC = ("memory-mb", "vcores")
 _USE_STEP_BYTES = 64 << 20
 
@@ -196,7 +198,7 @@ class NodeBook:
             labels={**attributes, **labels},
             cpus=float(facts.total.cpus),
             memory_bytes=facts.total.memory_bytes,
-            devices=_devices(total.get(gpu, 0), attributes.get(self._settings.gpu_model_attribute, "")),
+            devices=_devices(total.get(gpu, 0), attributes.get(_MODEL_ATTRIBUTE, "")),
             cpus_promised=max(0.0, round(facts.used.cpus - sum(request.cpus for request in own), 9)),
             memory_promised_bytes=max(
                 0, facts.used.memory_bytes - sum(request.memory_bytes for request in own)

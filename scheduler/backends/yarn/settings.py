@@ -48,9 +48,6 @@ class RoostYarnBackend(PortSettings):
     )
     memory = Memory("1GiB", help="The memory of kernels that ask for none.")
     gpu_resource = Unicode("yarn.io/gpu", help="The name of the GPUs' resource.")
-    gpu_model_attribute = Unicode(
-        "gpu-model", help="The node attribute that names the model of a node's GPUs."
-    )
     gpus_per_node = Int(
         None,
         allow_none=True,
@@ -59,11 +56,6 @@ class RoostYarnBackend(PortSettings):
     )
     agent_ports = Unicode("20000-30000", help="The ports of the agents on the nodes, lowest-highest.")
     master_memory = Memory("256MiB", help="The memory of roost's application master.")
-    max_attempts = Int(
-        10,
-        min=1,
-        help="How often the application master may fail within a minute. YARN has a limit of its own.",
-    )
     manager_grace_s = Float(
         300.0,
         min=0.0,
@@ -74,7 +66,4 @@ class RoostYarnBackend(PortSettings):
         "",
         help="The service's key pair. A service without it cannot reach the kernels of an earlier one, so it must "
         "survive restarts. Empty: roost/yarn-identity.json in XDG_STATE_HOME.",
-    )
-    read_nodes_every_s = Float(
-        1.0, min=0.05, help="How often the nodes are read. Large clusters are read less often."
     )

@@ -15,6 +15,8 @@ from .settings import RoostYarnBackend
 NAME = "roost"
 TAG = "roost"
 """The tag of every application of roost. YARN's tags are lower case."""
+_MOST_FAILURES = 10
+"""How often the master may fail within `_FAILURES_COUNT_MS`. YARN has a limit of its own, too."""
 _FAILURES_COUNT_MS = 60_000
 """Failures of the master that are older than this do not count."""
 
@@ -45,7 +47,7 @@ def build_context(
         "application-type": NAME,
         "application-tags": {"tag": [TAG, *tags]},
         "queue": queue,
-        "max-app-attempts": settings.max_attempts,
+        "max-app-attempts": _MOST_FAILURES,
         "attempt-failures-validity-interval": _FAILURES_COUNT_MS,
         "keep-containers-across-application-attempts": keeps_containers,
         "resource": {"memory": settings.master_memory >> 20, "vCores": 1},
