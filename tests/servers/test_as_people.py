@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,6 +60,21 @@ for name, each in tries.items():
     print(name, "is open")
 done = subprocess.run([sys.executable, "-m", "roost", "stop", "{kernel_id}"], capture_output=True, text=True)
 print(done.returncode, "{kernel_id}" in done.stdout)
+"""
+HOSTILE = """
+import asyncio, dataclasses, sys, time
+from roost.scheduler.messages import Event
+service = sys.modules["__main__"].Service
+honest = service.list_kernels
+async def list_kernels(self, with_use=False, after=""):
+    page = await honest(self, with_use, after)
+    for _ in range(1_000):
+        self.server.publish(Event(kind="warned", at=time.time(), detail="x" * 10_000))
+    forged = [dataclasses.replace(each, id="{kernel_id}") for each in page["kernels"]]
+    return {{**page, "kernels": [*page["kernels"], *forged]}}
+async def read_kernel(self, kernel_id, with_use=False):
+    await asyncio.sleep(1_000)
+service.list_kernels, service.read_kernel = list_kernels, read_kernel
 """
 ROOST = (sys.executable, "-m", "roost")
 
@@ -158,6 +174,46 @@ async def a_stranger_gets_nothing(laptop: JupyterServer) -> None:
     status, refused = await laptop.api("POST", "kernels", {"name": "roosted"})
     assert status >= 400
     assert "no account of a person" in refused["message"]
+
+
+async def test_a_hostile_service_harms_its_own_person_only(world: SudoWorld, tmp_path: Path) -> None:
+    """Ada's own configuration is her code in her service. It lies about Eve's kernel, floods, and never answers."""
+    port = free_port()
+    people = {person: a_laptop(port, add_token(world, person)) for person in ("ada", "eve")}
+    try:
+        async with serve(world, port, tmp_path) as gateway:
+            await until_it_serves(gateway, port)
+            kernels = {person: await start(laptop) for person, laptop in people.items()}
+            config = world.home("ada") / ".jupyter/jupyter_roost_config.py"
+            text = HOSTILE.format(kernel_id=kernels["eve"])
+            world.run("ada", "sh", "-c", f"mkdir -p {config.parent} && cat > {config} <<'X'\n{text}\nX")
+            find_service(PEOPLE["ada"]).kill()
+            for turn in range(3):
+                status, listed = await people["ada"].api("GET", "kernels")
+                assert status != 200 or {each["id"] for each in listed} <= {kernels["ada"]}
+                assert (await people["ada"].api("GET", f"kernels/{kernels['eve']}"))[0] == 404
+                assert (await people["ada"].api("DELETE", f"kernels/{kernels['eve']}"))[0] == 404
+                began = time.monotonic()
+                assert [each["id"] for each in (await people["eve"].api("GET", "kernels"))[1]] == [
+                    kernels["eve"]
+                ]
+                assert await run_cell(people["eve"], kernels["eve"], f"print({turn})") == f"{turn}\n"
+                print(f"Eve had her answers after {time.monotonic() - began:.2f} s")
+            assert find_service(PEOPLE["ada"]).is_running()
+            assert (await people["eve"].api("POST", f"kernels/{kernels['eve']}/restart", {}))[0] == 200
+            assert (await people["eve"].api("DELETE", f"kernels/{kernels['eve']}"))[0] == 204
+    finally:
+        await asyncio.to_thread(end_all, world)
+
+
+def find_service(uid: int) -> psutil.Process:
+    """Return the service of this user."""
+    (found,) = (
+        each
+        for each in psutil.process_iter(["cmdline", "uids"])
+        if each.info["uids"].real == uid and "roost.scheduler.service.server" in (each.info["cmdline"] or [])
+    )
+    return found
 
 
 @pytest.mark.long
