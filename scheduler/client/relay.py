@@ -61,7 +61,7 @@ def main() -> int:
         except OSError as problem:
             raise Refused(f"The home {home} cannot be entered: {problem.strerror}.") from None
         os.write(1, READY)
-        asyncio.run(serve(backend, listener))
+        asyncio.run(Relay(backend, listener).run())
     except Refused as problem:
         print(f"roost-relay: {problem}", file=sys.stderr)
         return 2
@@ -145,10 +145,6 @@ def forget_caller(environment: MutableMapping[str, str]) -> None:
     """Remove what sudo says about its caller: the service and the kernels would have it."""
     for name in [name for name in environment if name.startswith("SUDO_")]:
         del environment[name]
-
-
-async def serve(backend: str, listener: socket.socket) -> None:
-    await Relay(backend, listener).run()
 
 
 class Relay:
