@@ -39,8 +39,8 @@ class NodeFaults(Faults):
         """The present step of the gap; None without one."""
 
     def change(self, patch: pytest.MonkeyPatch) -> None:
-        claims, unclaimed, find, claim, release = (
-            getattr(self._manager, name) for name in ("claims", "unclaimed", "find", "claim", "release")
+        claims, unclaimed, claim, release = (
+            getattr(self._manager, name) for name in ("claims", "unclaimed", "claim", "release")
         )
 
         async def read(manager: Any) -> Sequence[Lease]:
@@ -49,17 +49,12 @@ class NodeFaults(Faults):
             found = {id_: lease for id_, lease in claimed.items() if id_ not in self.hidden} | self.shown
             for id_ in self.ended.keys() & self._seen.keys():
                 found[id_] = replace(self._seen[id_], node_id=_LEFT, state="lost", reason=self.ended[id_])
-            return list(found.values())
+            return [lease for id_, lease in found.items() if self._gap != "lost" or id_ not in self._gaps]
 
         def find_unclaimed(manager: Any, leases: Sequence[Lease], node: Any) -> Sequence[Lease]:
             missing = {lease.id for lease in unclaimed(manager, leases, node)} - self.shown.keys()
             missing |= {lease.id for lease in leases} & self._hide_now(leases)
             return [lease for lease in leases if lease.id in missing]
-
-        async def look_up(manager: Any, lease: Lease) -> bool:
-            if lease.id in self._gaps and self._gap == "lost":
-                return False
-            return lease.id in self.shown or (lease.id not in self.hidden and await find(manager, lease))
 
         async def grant(manager: Any, *asked: Any, **how: Any) -> Any:
             device_ids = await claim(manager, *asked, **how)
@@ -81,7 +76,6 @@ class NodeFaults(Faults):
         for name, changed in (
             ("claims", read),
             ("unclaimed", find_unclaimed),
-            ("find", look_up),
             ("claim", grant),
             ("release", give_back),
         ):
