@@ -1,8 +1,8 @@
 """Find the agent of this user on this machine, or start it. Replace it if it is older and of the same protocol.
 
-A cluster manager runs this file as a program on a node, with the arguments NAME SETTINGS MANAGER CLIENTS (all but the
-name are JSON). CLIENTS are public keys: the agent then accepts these clients. The program prints, as JSON, the agent's
-endpoint, its public key and the GPUs that it has. No secret leaves the node.
+A cluster manager runs this file as a program on a node, with the arguments FOLDER SETTINGS MANAGER CLIENTS (all but the
+agent's folder are JSON). CLIENTS are public keys: the agent then accepts these clients. The program prints, as JSON,
+the endpoint of the agent, its public key and the GPUs that it has. No secret leaves the node.
 """
 
 from __future__ import annotations

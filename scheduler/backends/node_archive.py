@@ -37,8 +37,7 @@ def find_noted(name: str, lease_ids: Iterable[str], variables: Mapping[str, str]
     import hashlib
     import os
 
-    base = variables.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
-    folder = os.path.join(base, name, "leases")
+    folder = os.path.join(find_base(variables), name, "leases")
     files = {lease: f"{hashlib.sha256(lease.encode()).hexdigest()[:32]}.json" for lease in lease_ids}
     return [lease for lease, file in files.items() if os.path.exists(os.path.join(folder, file))]
 
@@ -194,7 +193,9 @@ def bring_up(
                 program,
                 "-m",
                 "roost.launchers.agent.find_or_start",
-                name,
+                os.path.join(
+                    base, name
+                ),  # also where XDG_RUNTIME_DIR names another place: `find_noted` looks here
                 settings,
                 json.dumps(manager),
                 json.dumps(list(clients)),
