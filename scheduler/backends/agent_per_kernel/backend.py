@@ -84,7 +84,7 @@ class PodGrowth(Growth):
         return not self._types
 
     def list_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
-        return count_nodes(self._types, snapshot) if self._types else ()
+        return count_nodes(self._types, snapshot)
 
 
 class AgentPerKernelBackend(Backend):

@@ -16,7 +16,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn, start_shared
@@ -128,7 +127,7 @@ class RayCalls:
 
 def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
     """Return the Ray backend. `BackendSpec.create` names this function."""
-    manager = RayManager(settings, load_service_key_pair(context.folder), folder=context.folder)
+    manager = RayManager(settings, load_service_key_pair(context.folder))
     return AgentPerNodeBackend(
         SPEC.name,
         manager,
@@ -143,7 +142,7 @@ class RayManager:
     """A `ClusterManager` for one Ray cluster.
 
     The settings name the cluster, else RAY_ADDRESS names it. If both are empty, it is the cluster that was joined last.
-    If none was joined yet, it is the cluster on this machine. `folder` is the service's.
+    If none was joined yet, it is the cluster on this machine.
     """
 
     name = "Ray"
@@ -158,8 +157,6 @@ class RayManager:
         settings: RoostRayBackend,
         key_pair: KeyPair,
         calls: RayCalls | None = None,
-        *,
-        folder: Path | None = None,
     ) -> None:
         self._settings = settings
         self._key_pair = key_pair
