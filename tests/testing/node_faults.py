@@ -11,6 +11,8 @@ import pytest
 
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Holdings, Lease
+from roost.scheduler.backends.agent_per_node import outage
+from roost.scheduler.backends.agent_per_node.manager import has_claim
 
 from .faults import Faults, without
 
@@ -49,7 +51,11 @@ class NodeFaults(Faults):
             found = {id_: lease for id_, lease in claimed.items() if id_ not in self.hidden} | self.shown
             for id_ in self.ended.keys() & self._seen.keys():
                 found[id_] = replace(self._seen[id_], node_id=_LEFT, state="lost", reason=self.ended[id_])
-            return [lease for id_, lease in found.items() if self._gap != "lost" or id_ not in self._gaps]
+            return list(found.values())
+
+        async def look_up(manager: Any, lease: Lease) -> bool:
+            is_lost = lease.id in self._gaps and self._gap == "lost"
+            return not is_lost and await has_claim(manager, lease)
 
         def find_unclaimed(manager: Any, leases: Sequence[Lease], node: Any) -> Sequence[Lease]:
             missing = {lease.id for lease in unclaimed(manager, leases, node)} - self.shown.keys()
@@ -80,6 +86,7 @@ class NodeFaults(Faults):
             ("release", give_back),
         ):
             patch.setattr(self._manager, name, changed)
+        patch.setattr(outage, "has_claim", look_up)
 
     def _hide_now(self, leases: Collection[Lease]) -> set[str]:
         """Return the ids of the leases whose claims this reading of a node lacks."""
