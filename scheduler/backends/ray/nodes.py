@@ -1,6 +1,7 @@
 """Ray's nodes, and roost's nodes built from them. Pure, except for `read`, which asks Ray's GCS.
 
-A node's id is its address, which stays the same when its raylet is started again. Ray's own id changes then.
+A node's id is its address, which stays the same when its raylet is started again. Ray's own id changes then. Where
+several raylets share an address, the second one is `ADDRESS/2`, and so on.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import logging
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
 from roost.placement import Node
@@ -89,19 +91,55 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     else:
         nodes = decode(content, known)
     at = Counter(node.address for node in nodes)
-    if len(at) == len(nodes):
-        return nodes
-    ports = {node["NodeID"]: node["NodeManagerPort"] for node in ray.nodes()}
-    live = [node for node in nodes if at[node.address] == 1 or not _refuses(node.address, ports[node.daemon])]
+    if len(at) < len(nodes):
+        ports = {node["NodeID"]: node["NodeManagerPort"] for node in ray.nodes()}
+        nodes = _leave_out_ended(nodes, at, ports, {node.daemon for node in known})
+    return _name(nodes, {node.daemon: node.id for node in known})
+
+
+def _leave_out_ended(
+    nodes: Iterable[RayNode], at: Mapping[str, int], ports: Mapping[str, int], known: Collection[str]
+) -> tuple[RayNode, ...]:
+    """Return the nodes whose raylets live, where `at` says that an address has several. `ports` is by raylet.
+
+    Of those with one port, which an operator may have fixed, only the newest lives: one that is not `known`.
+    """
+    newest = {(node.address, ports[node.daemon]): node.daemon for node in nodes if at[node.address] > 1}
+    for node in nodes:
+        if at[node.address] > 1 and node.daemon not in known:
+            newest[node.address, ports[node.daemon]] = node.daemon
+    live = [
+        node
+        for node in nodes
+        if at[node.address] == 1
+        or (
+            newest[node.address, ports[node.daemon]] == node.daemon
+            and not _refuses(node.address, ports[node.daemon])
+        )
+    ]
     left = Counter(node.address for node in live)
-    found = []
-    for node in live:
-        if left[node.address] < at[node.address]:
-            node = replace(node, is_held_up=True, drains_because=_HELD_UP)
-        if left[node.address] > 1:  # several live raylets share an address in tests of Ray itself
-            node = replace(node, id=f"{node.address}/{node.daemon[:8]}")
-        found.append(node)
-    return tuple(found)
+    return tuple(
+        replace(node, is_held_up=True, drains_because=_HELD_UP)
+        if left[node.address] < at[node.address]
+        else node
+        for node in live
+    )
+
+
+def _name(nodes: Iterable[RayNode], known: Mapping[str, str]) -> tuple[RayNode, ...]:
+    """Return the nodes with their ids. A raylet keeps its id (`known`) until it ends, and its agent with it.
+
+    The next one at that address gets the id, and with it the agent and its kernels. Of several that are new, the head's
+    is first.
+    """
+    names = {node.daemon: known[node.daemon] for node in nodes if node.daemon in known}
+    taken = set(names.values())
+    new = [node for node in nodes if node.daemon not in names]
+    for node in sorted(new, key=lambda node: (not node.is_head, node.daemon)):
+        later = (f"{node.address}/{number}" for number in count(2))
+        names[node.daemon] = next(name for name in chain([node.address], later) if name not in taken)
+        taken.add(names[node.daemon])
+    return tuple(replace(node, id=names[node.daemon]) for node in nodes)
 
 
 def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:

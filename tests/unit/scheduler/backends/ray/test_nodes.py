@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_a_group_asks_for_custom_resources() -> None:
 def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ray shows both raylets for a while, and refuses claims on them. Two live raylets get different node ids."""
+    """Ray shows both raylets for a while, and refuses claims on them."""
     with socket.create_server(("127.0.0.1", 0)) as lives, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [server.getsockname()[1] for server in (lives, other)]
         raylets = [
@@ -59,10 +60,44 @@ def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
         ray = ModuleType("ray")
         ray.nodes = lambda: raylets  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "ray", ray)
-        assert [node.id for node in nodes.read()] == ["127.0.0.1/old", "127.0.0.1/new"]
+        assert [(node.daemon, node.id) for node in nodes.read()] == [
+            ("old", "127.0.0.1/2"),
+            ("new", "127.0.0.1"),
+        ]
         lives.close()
         (node,) = nodes.read()
         assert (node.id, node.daemon, node.is_held_up) == ("127.0.0.1", "new", True)
         assert "earlier raylet" in nodes.build_node(node, None).drains_because
         raylets[0]["Alive"] = False
         assert [(node.id, node.is_held_up) for node in nodes.read()] == [("127.0.0.1", False)]
+
+
+def test_a_raylet_keeps_its_node_id_when_another_joins_at_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its agent and its kernels are found by this id, by the next service too if there is one beside the head."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = [server.getsockname()[1] for server in servers]
+
+        def join(name: str, port: int, **resources: float) -> dict[str, Any]:
+            facts = {"NodeManagerAddress": "127.0.0.1", "NodeID": name, "NodeManagerPort": port}
+            return {**raylet({"CPU": 1.0, **resources}), **facts}
+
+        def read(known: tuple[nodes.RayNode, ...] = ()) -> dict[str, str]:
+            nonlocal seen
+            seen = nodes.read(known)
+            return {node.daemon: node.id for node in seen}
+
+        seen: tuple[nodes.RayNode, ...] = ()
+        raylets = [join("z", ports[0], **{nodes._HEAD: 1.0})]
+        ray = ModuleType("ray")
+        ray.nodes = lambda: raylets  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        assert read() == {"z": "127.0.0.1"}
+        raylets.append(join("b", ports[1]))
+        assert read(seen) == {"z": "127.0.0.1", "b": "127.0.0.1/2"} == read()
+        raylets.append(join("a", ports[2]))
+        assert read(seen) == {"z": "127.0.0.1", "b": "127.0.0.1/2", "a": "127.0.0.1/3"}
+        raylets.append(join("c", ports[1]))  # its port is fixed, and Ray still lists the one before
+        assert read(seen) == {"z": "127.0.0.1", "c": "127.0.0.1/2", "a": "127.0.0.1/3"}
