@@ -7,17 +7,29 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
-from roost.launchers.daemon.daemon import is_alive, read_announcement
-from roost.launchers.daemon.private_files import runtime_dir, state_folder
+from roost.launchers.daemon.daemon import is_alive
+from roost.launchers.daemon.private_files import state_folder
 from roost.placement.model.format import format_count
-from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.call import wait_for
-from roost.scheduler.client.client import connect
-from roost.scheduler.client.running_services import RunningService, find_services, read_service, stop_kernels
+from roost.scheduler.client.running_agents import (
+    RunningAgent,
+    end_kernels,
+    find_agents,
+    find_folders,
+    read_kernels,
+)
+from roost.scheduler.client.running_services import (
+    RunningService,
+    find_services,
+    list_kernels,
+    stop_kernels,
+)
 from roost.scheduler.client.service_restart import read_options, restart_service
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import format_names
@@ -73,50 +85,66 @@ def restart(arguments: argparse.Namespace) -> int:
 
 def end_all(arguments: argparse.Namespace) -> int:
     """End all services and agents of this user, if there are no kernels or if the command may end them, too."""
-    if _list_agents() and not any(each.backend == DEFAULT_BACKEND for each in find_services()):
-        wait_for(connect().kernels())  # an agent may have kernels that no service knows now
-    services = find_services()
-    kernels = {service: _list_kernels(service) for service in services}
-    count = sum(map(len, kernels.values()))
-    if count and not arguments.kernels:
+    services, agents = find_services(), find_agents()
+    kernels: set[str] = set()
+    if arguments.kernels:
+        kernels = asyncio.run(_end_kernels(services, agents, arguments.grace))
+    elif count := len(asyncio.run(_list_kernels(services, agents))):
         there_are = "There is 1 kernel" if count == 1 else f"There are {count} kernels"
         raise RoostError(f"{there_are}, and nothing was ended: `roost down --kernels` ends kernels, too.")
-    for service, ids in kernels.items():
-        asyncio.run(stop_kernels(service, ids, arguments.grace, and_all=True))
-    agents = _list_agents()
-    for pid in agents.values():
+    for service in services:
+        asyncio.run(stop_kernels(service, (), arguments.grace, and_all=True))
+    for agent in set(find_agents()) & set(agents):
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    left = [*(each.folder for each in services), *agents]
+            os.kill(agent.pid, signal.SIGTERM)
+    left = [*(each.folder for each in services), *(Path(each.folder) for each in agents)]
     until = time.monotonic() + _END_S
     while (late := [folder for folder in left if is_alive(folder)]) and time.monotonic() < until:
         time.sleep(0.05)
     if late:
         raise RoostError(f"These do not end: {', '.join(map(str, late))}. Their logs may say why.")
-    stays = [str(runtime_dir()), str(state_folder())]
+    stays = [str(folder) for folder in (*find_folders(), state_folder()) if folder.exists()]
     ended = {
-        "kernels": [kernel_id for ids in kernels.values() for kernel_id in ids],
+        "kernels": sorted(kernels),
         "services": [each.pid for each in services],
-        "agents": [*agents.values()],
+        "agents": [each.pid for each in agents],
         "stays": stays,
     }
 
     def show() -> None:
-        counts = ((count, "kernel"), (len(services), "service"), (len(agents), "agent"))
+        counts = ((len(kernels), "kernel"), (len(services), "service"), (len(agents), "agent"))
         done = [format_count(number, word) for number, word in counts if number]
         print(f"Ended: {', '.join(done)}." if done else "Nothing of roost's was running.")
-        print(f"Logs and state stay in {stays[0]} and {stays[1]}. `roost kernelspec list` lists kernelspecs.")
+        print(f"Logs and state stay in {format_names(stays)}. `roost kernelspec list` lists kernelspecs.")
 
     return print_answer(arguments, ended, show)
 
 
-def _list_kernels(service: RunningService) -> list[str]:
-    """Return the ids of a service's kernels and starts. Raises `RoostError`."""
-    found = asyncio.run(read_service(service)).kernels
-    return [str(each["id"]) for each in found if each.get("state") != "exited"]
+async def _list_kernels(services: Sequence[RunningService], agents: Sequence[RunningAgent]) -> set[str]:
+    """Return the ids of all kernels and starts of these services and agents. Raises `RoostError`.
+
+    A service that has just begun, or that has lost its cluster, may not know the kernels of each agent. An agent of
+    this machine may have no service any more.
+    """
+    of_services = await asyncio.gather(*map(list_kernels, services))
+    of_agents = await asyncio.gather(*map(read_kernels, agents))
+    return {*chain.from_iterable((*of_services, *of_agents))}
 
 
-def _list_agents() -> dict[Path, int]:
-    """Return the agents of this user on this machine: the pid by the folder."""
-    announced = {folder: read_announcement(folder) for folder in runtime_dir().glob("agent*")}
-    return {folder: int(facts["pid"]) for folder, facts in announced.items() if facts is not None}
+async def _end_kernels(
+    services: Sequence[RunningService], agents: Sequence[RunningAgent], grace_s: float
+) -> set[str]:
+    """End all kernels, by their services first, which tell the applications. Return their ids. Raises `RoostError`."""
+    ended: set[str] = set()
+    for service in services:
+        known = await list_kernels(service)
+        await stop_kernels(service, known, grace_s)
+        ended.update(known)
+    found = await asyncio.gather(*(end_kernels(agent, grace_s) for agent in agents), return_exceptions=True)
+    for kernels in found:
+        if isinstance(kernels, BaseException):
+            raise kernels
+        ended.update(kernels)
+    for service in services:  # it may have learned of a kernel by its end
+        await stop_kernels(service, await list_kernels(service), grace_s)
+    return ended

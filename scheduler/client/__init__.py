@@ -12,6 +12,7 @@
     service_restart.py       ends a service and starts the next one, for `roost restart-service`
     this_owner.py            this process as an owner of kernels
     running_services.py      the services that run, found without starting one
+    running_agents.py        the agents that run on this machine, the same way
     service_checks.py        whether the scheduler or its cluster would refuse a policy or a request
     advice.py                completes the `roost` commands in texts, so that they work as typed
     interpreter_probe.py     what a kernelspec's Python can do

@@ -90,6 +90,13 @@ async def stop_kernels(
             await client.call("end_all", timeout_s=_STOP_S)
 
 
+async def list_kernels(service: RunningService) -> list[str]:
+    """Return the ids of a service's kernels and starts, also while its cluster is away. Raises `RoostError`."""
+    async with _connected(service) as client:
+        found, _ = await read_kernels(partial(client.call, "kernels", timeout_s=_ANSWER_S), with_use=False)
+        return [str(each["id"]) for each in found if each.get("state") != "exited"]
+
+
 async def read_service(service: RunningService) -> ServiceReading:
     """Return the nodes of a running service, and its kernels with their use. Raises `RoostError`."""
     async with _connected(service) as client:
