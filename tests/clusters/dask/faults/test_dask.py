@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
@@ -83,9 +84,10 @@ async def start_world(
                 json.dumps({"RoostDaskBackend": {"manager_grace_s": grace_s}})
             )
             monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
-            environment |= {
+            environment = {
                 VARIABLE: f"{runtime_dir}/node",
                 "PYTHONPATH": str(Path(kit.__file__).parents[1]),
+                **environment,
             }
             cluster = stack.enter_context(DaskMachines(*machines, environment=environment))
             monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.address)
@@ -125,6 +127,25 @@ async def test_a_worker_under_a_stream_of_tasks(start_world: Begin) -> None:
     ran = await asyncio.wait_for(world.dask.gather(tasks), allow_s(60))
     assert most_at_once(ran) == 1, "a task had the kernel's GPU"
     await world.lives(notebook)
+
+
+async def test_a_kernel_keeps_its_lease_where_the_login_has_a_runtime_folder(
+    start_world: Begin, tmp_path: Path
+) -> None:
+    """The sweep of Dask's scheduler looks for leases where the agent keeps them, also without ROOST_RUNTIME_DIR."""
+    tmp_path.chmod(0o700)
+    world = await start_world(PAIR, **{VARIABLE: "", "XDG_RUNTIME_DIR": str(tmp_path)})
+    notebook = await world.open(gpus=1)
+    (agent,) = world.agents()
+    folder = Path(agent.cmdline()[-2])
+    try:
+        await world.dask.run_on_scheduler(sweep)
+        assert (await notebook.run("assert mine == 42"))["status"] == "ok"
+        await notebook.close()
+    finally:
+        agent.kill()
+        agent.wait(5)
+        shutil.rmtree(folder)
 
 
 async def test_a_restart_of_all_workers(start_world: Begin) -> None:
