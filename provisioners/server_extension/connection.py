@@ -197,6 +197,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self.log.debug("kernel=%s a message came after its client had gone", self.kernel_id)
             return
         if message.is_cell:
+            if self._replay is not None and not self._replay.is_over:
+                self._replay.note_request(message.header["msg_id"])
             self._tell_prospect(message.header)
         if message.is_cell and len(self._cells) < _MOST_CELLS:
             launch_id = self.kernel_manager.provisioner.launch_id

@@ -70,6 +70,7 @@ class Replay:
         self._sent: set[str] = set()
         self._cells: dict[str, _CellState] = {}
         self._replied: set[str] = set()
+        self._asked: set[str] = set()
         self._text: _Text | None = None
         self.is_over = False
 
@@ -94,6 +95,10 @@ class Replay:
             return False
         self._sent.clear()  # both have the same order, so none of the others comes again
         return False
+
+    def note_request(self, request_id: str) -> None:
+        """Note a request that the client sends on this connection: it shows no earlier output of that cell."""
+        self._asked.add(request_id)
 
     def note_reply(self, request_id: str) -> bool:
         """Note a reply to a request. Return False if the client already has a reply to it."""
@@ -199,8 +204,12 @@ class Replay:
         return cell
 
     def _begin_again(self, cell: _CellState, parent: Header) -> None:
-        """Clear a cell's output in the client, before the replay sends the cell's messages from the beginning."""
-        self._speak("clear_output", {"wait": False}, parent)
+        """Clear a cell's output in the client, before the replay sends the cell's messages from the beginning.
+
+        A new cell shows nothing but what roost has said in it.
+        """
+        if parent.msg_id not in self._asked:
+            self._speak("clear_output", {"wait": False}, parent)
         if cell.is_cut:
             self._speak("stream", {"name": "stderr", "text": _LOST}, parent)
 

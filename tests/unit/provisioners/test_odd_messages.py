@@ -183,3 +183,19 @@ async def test_a_replay_goes_through_bad_messages() -> None:
     assert replay.note_reply("")
     assert replay.note_reply(""), "replies without an id are not the same reply"
     assert not replay.hold("", held[0])
+
+
+async def test_a_replay_clears_only_cells_that_show_something() -> None:
+    """A cell that the client sends meanwhile shows nothing but a warning of roost."""
+    kernel, client = OneJournal(), Socket()
+    kernel.publish("execute_input", {"code": "1", "execution_count": 3}, CELL)
+    kernel.run_good_cell()
+    provisioner: Any = SimpleNamespace(service=kernel)
+    replay = Replay(client, provisioner, None)
+    replay.note_request(GOOD["msg_id"])
+    running = asyncio.create_task(replay.run())
+    assert replay.hold(kernel.publish("stream", {"name": "stdout", "text": "live"}, GOOD), [b"live"])
+    await asyncio.wait_for(running, allow_s(30))
+    kinds = [kind for kind, _ in client.sent]
+    assert kinds.count("clear_output") == 1
+    assert kinds.index("clear_output") < kinds.index("stream")
