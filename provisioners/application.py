@@ -114,6 +114,28 @@ def choose_watch_log(
     return _QuietLog(log, {})
 
 
+class _SentenceLog(logging.LoggerAdapter):  # type: ignore[type-arg]
+    """A log without the tracebacks of failed starts, whose errors are sentences for users. They have this level."""
+
+    def __init__(self, log: Any, level: int) -> None:
+        super().__init__(log, {})
+        self._level = level
+
+    def exception(self, msg: object, *arguments: object, **options: Any) -> None:
+        if getattr(msg, "is_sentence", False):
+            self.log(self._level, msg)
+        else:
+            super().exception(msg, *arguments, **options)
+
+
+def _log_sentences(km: Any) -> None:
+    """Have a failed start of `km` logged as one line: jupyter_client logs it twice, each with its traceback."""
+    for logging_object, level in ((km, logging.ERROR), (km.parent, logging.DEBUG)):
+        if logging_object is not None:
+            log = logging_object.log  # by default its parent's
+            logging_object.log = _SentenceLog(log.logger if isinstance(log, _SentenceLog) else log, level)
+
+
 class _QuietLog(logging.LoggerAdapter):  # type: ignore[type-arg] # Python 3.10 cannot subscript it
     """A log for which warnings are only for debugging."""
 
@@ -140,6 +162,7 @@ def build_http_error(status: int, sentence: str) -> Exception:
     from tornado.web import HTTPError
 
     class ShownError(HTTPError):
+        is_sentence = True
         if hasattr(HTTPError, "get_message"):  # earlier versions of tornado use `log_message` as a format
             log_message = sentence  # tornado would double each %
 
@@ -161,7 +184,7 @@ def show_errors_in_jupyter(km: Any) -> Iterator[None]:
     except BaseException as problem:
         _forget_failed_start(km)
         if isinstance(problem, RoostError) and is_in_jupyter_server(km) and "tornado.web" in sys.modules:
-            # `from None`: Jupyter then logs the sentence, not our traceback.
+            _log_sentences(km)
             raise to_http_error(problem) from None
         raise
 

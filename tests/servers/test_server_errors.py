@@ -27,7 +27,9 @@ def service(runtime_dir: Path) -> Iterator[FakeService]:
         disconnect()
 
 
-async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_path: Path) -> None:
+async def test_jupyter_server_gets_errors_it_can_show(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from tornado.web import HTTPError
 
@@ -46,6 +48,9 @@ async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_
             await kernels.start_kernel(kernel_name="roosted")
         assert caught.value.status_code == status
         assert caught.value.log_message == str(problem)
+    logged = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage() for record in logged] == list(map(str, statuses))
+    assert not any(record.exc_info for record in logged), "the log has more than one line for a refusal"
     assert not the_start(service).owner.can_adopt, "without the extension"
     assert the_start(service).owner.application == "jupyter_server"
     del service.answers["start"]
