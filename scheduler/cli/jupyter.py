@@ -14,7 +14,7 @@ from roost.provisioners.request_options import read_start_options
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import MachineAnswer, ProbeResult
-from roost.scheduler.client.service_checks import Outlook, check_cluster
+from roost.scheduler.client.service_checks import Outlook, check_cluster, check_nodes
 from roost.scheduler.errors import ConfigError
 
 from .options import print_answer, request_config, scheduler_options
@@ -60,6 +60,8 @@ def install(arguments: argparse.Namespace) -> int:
 
     if probed is not None and probed.why_not_forked:
         print(probed.why_not_forked, file=sys.stderr)
+    if not arguments.no_check:
+        note = note or check_nodes(request, arguments.backend, options)
     if note:
         print(note, file=sys.stderr)
     document = {

@@ -67,14 +67,21 @@ def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) ->
         spec.check_packages()
     except ConfigError as missing:
         return missing.user_message
-    if not spec.check:
-        return ""
-    _, settings = load_settings(backend, with_address(backend, options))
-    try:
-        load_object(spec.check, f"the check of the backend {backend}")(settings, request)
-    except BackendUnavailable as problem:
-        return f"The cluster has not checked these kernels: {problem.user_message}"
+    if spec.check:
+        _, settings = load_settings(backend, with_address(backend, options))
+        try:
+            load_object(spec.check, f"the check of the backend {backend}")(settings, request)
+        except BackendUnavailable as problem:
+            return f"The cluster has not checked these kernels: {problem.user_message}"
     return ""
+
+
+def check_nodes(request: Request, backend: str, options: Mapping[str, Any]) -> str:
+    """Return a sentence for the user if a service runs that would never start the request, else an empty text."""
+    outlook = find_outlook(request, backend, options, kernel_name="", changed_at=time.time(), is_tested=True)
+    if outlook.kind != "never":
+        return ""
+    return f"No kernel of it starts: {outlook.reason}{f': {outlook.do}' if outlook.do else ''}."
 
 
 def check_packages(backend: str, options: Mapping[str, Any]) -> None:

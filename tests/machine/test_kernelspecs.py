@@ -173,6 +173,16 @@ def test_install_and_doctor_refuse_the_same(
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
 
 
+def test_install_says_what_no_node_can_hold(
+    kernels: Path, service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decision = {"placement": None, "is_never": True, "reason": "no node could ever hold 900 CPUs"}
+    service.answers["explain"] = lambda asked: {"decision": decision}
+    assert main.main(["kernelspec", "install", "--name", "huge", "--cpus", "900"]) == 0
+    assert "No kernel of it starts: no node could ever hold 900 CPUs." in capsys.readouterr().err
+    assert [spec.name for spec in kernelspecs.list_kernelspecs()] == ["huge"]
+
+
 @pytest.mark.parametrize(
     ("answer", "status", "said"),
     [

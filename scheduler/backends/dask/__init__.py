@@ -18,5 +18,6 @@ SPEC = BackendSpec(
     create="roost.scheduler.backends.dask.manager:create",
     address_variable="DASK_SCHEDULER_ADDRESS",
     cluster="roost.scheduler.backends.dask.join:name_cluster",
+    check="roost.scheduler.backends.dask.join:check",
     packages=("distributed",),
 )

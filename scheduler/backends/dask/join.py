@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.file_input import UnfitFile, read_document
+from roost.placement.model import Request
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from .settings import RoostDaskBackend
@@ -78,7 +79,8 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
         scheme = "tls" if is_encrypted else "tcp"
     scheme = scheme.lower()
     host, _, port = where.rpartition(":")
-    if scheme not in ("tcp", "tls") or not host or not port.isdigit():
+    is_port = port.isdecimal() and 0 < int(port) < 65536
+    if scheme not in ("tcp", "tls") or not host or not is_port:
         raise ConfigError(
             f"{address!r} is no address of a Dask scheduler: give tcp://host:port, tls://host:port, or the path of a "
             "scheduler file"
@@ -89,6 +91,18 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
 def name_cluster(settings: RoostDaskBackend) -> str:
     """Return the address of the cluster that the settings name, as `BackendSpec.cluster` wants it."""
     return resolve(settings)
+
+
+def check(settings: RoostDaskBackend, request: Request) -> None:
+    """Look whether a Dask scheduler's port is open, for a new kernelspec. See `BackendSpec.check`."""
+    try:
+        address = resolve(settings)
+    except ConfigError as problem:
+        if settings.address:
+            raise
+        raise BackendUnavailable(str(problem)) from None  # a server's environment may name it
+    if why := asyncio.run(_probe(address)):
+        raise _nobody_at(address, why)
 
 
 def _read_configuration(name: str) -> Any:
@@ -161,9 +175,7 @@ async def _greet(address: str, security: Any) -> dict[str, Any]:
         raise _explain(address, problem) from None
     except Exception as problem:
         if why := await _probe(address):
-            raise BackendUnavailable(
-                f"there is no Dask scheduler at {address}: {why}; is it up, and {_WHERE} right?"
-            ) from problem
+            raise _nobody_at(address, why) from problem
         raise _explain(address, problem) from problem
 
 
@@ -174,7 +186,7 @@ async def _probe(address: str) -> str:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), _PROBE_S)
     except ConnectionRefusedError:
         return "nobody listens there"
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # no label of a host is empty, or longer than 63 characters
         return "there is no such host"
     except asyncio.TimeoutError:
         return "that host does not answer"
@@ -182,6 +194,12 @@ async def _probe(address: str) -> str:
         return problem.strerror or str(problem)
     writer.close()
     return ""
+
+
+def _nobody_at(address: str, why: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"there is no Dask scheduler at {address}: {why}; is it up, and {_WHERE} right?"
+    )
 
 
 def _explain(address: str, problem: Exception) -> BackendUnavailable | ConfigError:

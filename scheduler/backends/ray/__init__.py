@@ -23,6 +23,7 @@ SPEC = BackendSpec(
     create="roost.scheduler.backends.ray.manager:create",
     address_variable="RAY_ADDRESS",
     cluster="roost.scheduler.backends.ray.checks:name_cluster",
+    check="roost.scheduler.backends.ray.checks:check",
     packages=("ray",),
     request_options=(
         RequestOption(

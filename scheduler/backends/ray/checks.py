@@ -22,6 +22,7 @@ import psutil
 
 from roost.launchers.daemon.file_input import UnfitFile, read_text
 from roost.launchers.daemon.tasks import start_thread
+from roost.placement.model import Request
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from .settings import RoostRayBackend
@@ -99,6 +100,17 @@ def name_cluster(settings: RoostRayBackend) -> str:
         return address
     here = (gcs for gcs in running if _split(gcs)[1] == port and _is_own_address(_split(gcs)[0]))
     return next(here, address)
+
+
+def check(settings: RoostRayBackend, request: Request) -> None:
+    """Look whether a Ray cluster answers, for a new kernelspec. See `BackendSpec.check`."""
+    try:
+        address = name_cluster(settings)
+    except ConfigError as problem:
+        if settings.address:
+            raise
+        raise BackendUnavailable(str(problem)) from None  # a server's environment may name it
+    greet(address)
 
 
 def greet(gcs: str) -> None:
@@ -280,7 +292,7 @@ def _probe_grpc(host: str, port: int) -> str:
             connection.settimeout(_CONNECT_S)
             connection.sendall(_GREETING)
             answer = connection.recv(len(_SETTINGS))
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # no label of a host is empty, or longer than 63 characters
         return f"no host {host} is known here"
     except TimeoutError:
         return f"no answer within {_CONNECT_S:.0f} s"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from roost.scheduler.backends.dask.join import resolve
+from roost.placement import Request
+from roost.scheduler.backends.dask.join import check, resolve
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -59,3 +60,16 @@ def test_scheduler_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     file.write_text("[]")
     with pytest.raises(ConfigError, match="is no Dask scheduler file: it has no address"):
         resolve(RoostDaskBackend(address=str(file)))
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "says"),
+    [
+        ("tcp://127.0.0.1:1", BackendUnavailable, "nobody listens there"),
+        ("http://127.0.0.1:1", ConfigError, "is no address of a Dask scheduler"),
+        ("", BackendUnavailable, "there is no Dask cluster to join"),
+    ],
+)
+def test_a_new_kernelspec_is_told_of_a_wrong_address(address: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        check(RoostDaskBackend(address=address), Request())

@@ -15,8 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from roost.placement import Request
 from roost.scheduler.backends.ray import checks, join
 from roost.scheduler.backends.ray.checks import ClusterFacts, RayletAddress
+from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.testing.deadlines import allow_s
 
@@ -156,6 +158,18 @@ def test_a_missing_server_is_explained() -> None:
         checks.greet(f"127.0.0.1:{closed_port()}")
     with pytest.raises(BackendUnavailable, match=r"no host no-such\.invalid is known here"):
         checks.greet("no-such.invalid:6379")
+
+
+def test_a_new_kernelspec_is_told_of_a_wrong_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(checks, "_raylets", list)
+    for address, error in (
+        ("127.0.0.1:1", BackendUnavailable),
+        ("ray://h:1", ConfigError),
+        ("", BackendUnavailable),
+    ):
+        with pytest.raises(error):
+            checks.check(RoostRayBackend(address=address), Request())
 
 
 def test_with_tls_an_open_port_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
