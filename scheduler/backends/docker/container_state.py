@@ -29,6 +29,8 @@ STARTS_S = 60.0
 The service that created an older one has ended.
 """
 _KILLED, _TERMINATED = 128 + 9, 128 + 15
+_MISSING = re.compile(r"No module named '?[\w.]+'?")
+"""In a container's output. Podman cuts the lines of an unbuffered traceback into pieces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +121,9 @@ def describe_end(state: JsonObject, printed: str) -> End:
         return End(reason=f"its container cannot start: {shorten(error)}", is_final=True)
     if code in (0, _KILLED, _TERMINATED):  # the agent heeds SIGTERM
         return End(reason=STOPPED_OR_KILLED)
-    lines = printed.strip().splitlines() or [""]
-    line = lines[-1].replace("ModuleNotFoundError: ", "")
-    if "No module named" in line:
-        problem = f"the Python of its image cannot run roost's agent ({shorten(line)})"
-        return End(reason=f"{problem}: {advise_python(line)}", is_final=True)
+    if missing := _MISSING.search(printed):
+        problem = f"the Python of its image cannot run roost's agent ({missing[0]})"
+        return End(reason=f"{problem}: {advise_python(missing[0])}", is_final=True)
     return End(reason=f"its agent ended with exit code {code}")
 
 

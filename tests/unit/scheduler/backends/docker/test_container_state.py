@@ -100,6 +100,12 @@ def test_a_container_without_a_network_has_no_address() -> None:
             f"the Python of its image cannot run roost's agent ({NO_ZMQ}): {advise_python(NO_ZMQ)}",
             True,
         ),
+        (
+            {"ExitCode": 1},
+            f'Traceback:\n  File "main.py", line 20, in <module>{NO_ZMQ}: ModuleNotFoundError\n',
+            f"the Python of its image cannot run roost's agent ({NO_ZMQ}): {advise_python(NO_ZMQ)}",
+            True,
+        ),
         ({"ExitCode": 3}, "", "its agent ended with exit code 3", False),
     ],
 )
