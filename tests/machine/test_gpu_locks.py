@@ -123,12 +123,3 @@ async def test_isolated_devices_are_left_alone(runtime_dir: Path, node: str) -> 
         process = await agent.client.launch(launch)
         assert process.device_ids == ("0", "1")
         assert await agent.client.logs("k", 100) == "None None\n"
-
-
-async def test_the_agent_chooses_devices_before_a_kernel_starts(runtime_dir: Path, node: str) -> None:
-    launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
-    settings = {"gpus": 4, "gpu_visibility": "locks", "node": node}
-    async with assigned_agent(runtime_dir, launch, **settings) as agent:
-        assert (await agent.client.launch(launch)).how == "forked", "it has no devices"
-    async with assigned_agent(runtime_dir, launch, lease=TWO_GPUS, **settings) as agent:
-        assert (await agent.client.launch(launch)).how == "exec"

@@ -45,13 +45,10 @@ def killed() -> Iterator[list[psutil.Process]]:
             process.kill()
 
 
-@pytest.mark.parametrize("how", ["forked", "exec"])
-async def test_the_kernel_is_in_the_group_of_its_agent_and_ends_with_it(runtime_dir: Path, how: str) -> None:
-    argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
-    launch = replace(a_launch(argv), may_fork=how == "forked")
+async def test_the_kernel_is_in_the_group_of_its_agent_and_ends_with_it(runtime_dir: Path) -> None:
+    launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
     async with assigned_agent(runtime_dir, launch, shares_session=True) as agent:
         process = await agent.client.launch(launch)
-        assert process.how == how
         assert os.getsid(process.pid) == os.getpgid(process.pid) == agent.process.pid
         kernel = psutil.Process(process.pid)
         agent.process.kill()
