@@ -187,7 +187,8 @@ async def test_a_hostile_service_harms_its_own_person_only(world: SudoWorld, tmp
             config = world.home("ada") / ".jupyter/jupyter_roost_config.py"
             text = HOSTILE.format(kernel_id=kernels["eve"])
             world.run("ada", "sh", "-c", f"mkdir -p {config.parent} && cat > {config} <<'X'\n{text}\nX")
-            find_service(PEOPLE["ada"]).kill()
+            (service,) = find_services(PEOPLE["ada"])
+            service.kill()
             for turn in range(3):
                 status, listed = await people["ada"].api("GET", "kernels")
                 assert status != 200 or {each["id"] for each in listed} <= {kernels["ada"]}
@@ -199,21 +200,22 @@ async def test_a_hostile_service_harms_its_own_person_only(world: SudoWorld, tmp
                 ]
                 assert await run_cell(people["eve"], kernels["eve"], f"print({turn})") == f"{turn}\n"
                 print(f"Eve had her answers after {time.monotonic() - began:.2f} s")
-            assert find_service(PEOPLE["ada"]).is_running()
+            await until(lambda: find_services(PEOPLE["ada"]), "the service in Ada's place runs", 30)
             assert (await people["eve"].api("POST", f"kernels/{kernels['eve']}/restart", {}))[0] == 200
             assert (await people["eve"].api("DELETE", f"kernels/{kernels['eve']}"))[0] == 204
     finally:
+        for service in find_services(PEOPLE["ada"]):  # it lies to `roost down`, too
+            service.kill()
         await asyncio.to_thread(end_all, world)
 
 
-def find_service(uid: int) -> psutil.Process:
-    """Return the service of this user."""
-    (found,) = (
+def find_services(uid: int) -> list[psutil.Process]:
+    """Return the services of this user that run."""
+    return [
         each
         for each in psutil.process_iter(["cmdline", "uids"])
         if each.info["uids"].real == uid and "roost.scheduler.service.server" in (each.info["cmdline"] or [])
-    )
-    return found
+    ]
 
 
 @pytest.mark.long
