@@ -43,7 +43,6 @@ _NODE_FIELDS = (
     "is_draining",
     "drains_because",
 )
-_TYPE_FIELDS = ("name", "running", "starting", "limit", "failure")
 _DEVICE_FIELDS = ("id", "model", "promised", "used")
 
 
@@ -136,8 +135,12 @@ def _describe_node(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _describe_type(data: Mapping[str, Any]) -> dict[str, Any]:
     node_type = NodeType.from_dict(data)
-    facts = {name: getattr(node_type, name) for name in _TYPE_FIELDS}
-    return {**facts, "node": node_type.describe_node()}
+    return {
+        "name": node_type.name,
+        "node": node_type.describe_node(),
+        "running": node_type.running,
+        "limit": node_type.limit,
+    }
 
 
 def _describe_kernel(kernel: Kernel) -> dict[str, Any]:

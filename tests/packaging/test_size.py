@@ -55,7 +55,7 @@ ROOMS = {
     "provisioners/gateway": Size(2092, 1223),
     "provisioners/jupyter_config": Size(13, 1),
     "provisioners/migration": Size(2373, 1325),
-    "provisioners/server_extension": Size(4890, 2513),
+    "provisioners/server_extension": Size(4893, 2511),
     "roost": Size(90, 43),
     "scheduler": Size(530, 224),
     "scheduler/backends": Size(1402, 645),
